@@ -1,0 +1,82 @@
+# dgen: GenServer for PostgreSQL
+#
+#   make, make install     build and install (PG_CONFIG=... selects the server)
+#   make check             all tests, in private throwaway clusters
+#   make check-long        the tests that take long
+#   make demo, demo-stop   a small ledger on a private throwaway cluster
+#   make dist              the release archive
+
+EXTENSION  = dgen
+MODULE_big = dgen
+
+# Where the sources are: here, or for a build outside the checkout VPATH, or
+# where this file is.
+top := $(or $(VPATH),$(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST)))))
+
+EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(top)/dgen.control)
+
+# Goals that must work before PostgreSQL is installed
+OWN_GOALS = check check-long demo demo-stop dist
+
+ifneq (,$(filter $(OWN_GOALS),$(MAKECMDGOALS)))
+
+.PHONY: $(MAKECMDGOALS)
+
+check:
+	@$(top)/test/run
+
+check-long:
+	@$(top)/test/run long
+
+demo:
+	@$(top)/examples/ledger/demo start
+
+demo-stop:
+	@$(top)/examples/ledger/demo stop
+
+dist:
+	git -C $(top) archive --format zip --prefix=dgen-$(EXTVERSION)/ -o dgen-$(EXTVERSION).zip HEAD
+
+# others named in the same command
+$(sort $(filter-out $(OWN_GOALS),$(MAKECMDGOALS))):
+	@$(MAKE) -f $(firstword $(MAKEFILE_LIST)) $@
+
+else
+
+OBJS = $(sort $(patsubst $(top)/%.c,%.o,$(wildcard $(top)/src/*.c)))
+
+# The install script is made of these, in this order
+SQL_PARTS = header tables module message request server lifecycle views grants
+
+DATA_built  = sql/dgen--$(EXTVERSION).sql
+DATA        = $(patsubst $(top)/%,%,$(wildcard $(top)/sql/dgen--*--*.sql))
+EXTRA_CLEAN = src/*.o src/*.bc
+
+PG_CPPFLAGS = -I$(top)/src
+PG_CFLAGS   = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
+              -Wno-missing-field-initializers
+ifdef WERROR
+PG_CFLAGS  += -Werror
+endif
+
+# Nothing here gains from being inlined into queries
+override with_llvm = no
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+ifeq (,$(PGXS))
+$(error $(PG_CONFIG) does not run: install the server's development package, or name its pg_config with PG_CONFIG=)
+endif
+ifneq (.,$(top))
+VPATH := $(top)
+$(shell mkdir -p src sql)
+endif
+include $(PGXS)
+
+$(OBJS): $(wildcard $(top)/src/*.h)
+
+$(DATA_built): $(patsubst %,$(top)/sql/%.sql,$(SQL_PARTS)) $(top)/dgen.control
+	cat $(filter %.sql,$^) > $@.tmp
+	mv $@.tmp $@
+
+endif

@@ -1,0 +1,217 @@
+/* ------------------------------------------------------------------ tables
+ *
+ * Nobody but the library writes these tables: no role is granted anything on
+ * them, and the library writes them below the executor.  They have no
+ * triggers, foreign keys, checks, partial or expression indexes, which is
+ * what lets it do so.  All text keys use the C collation, so that an order in
+ * C and an order in an index are the same order.
+ */
+
+/*
+ * Which database this is.  Not dumped: a restored copy gets a new id from
+ * CREATE EXTENSION, and disagrees with the dumped dgen.adoption until
+ * dgen.adopt() is called.
+ */
+CREATE TABLE dgen.installation (
+	id uuid NOT NULL,
+	system_identifier bigint NOT NULL,
+	database_oid oid NOT NULL
+);
+CREATE TABLE dgen.adoption (
+	id uuid NOT NULL,
+	adopted_at timestamptz NOT NULL,
+	adopted_by text COLLATE "C" NOT NULL
+);
+
+CREATE SEQUENCE dgen.module_id AS integer;
+CREATE TABLE dgen.module (
+	name text COLLATE "C" NOT NULL,
+	id integer NOT NULL,
+	schema_name text COLLATE "C" NOT NULL,
+	callbacks jsonb,					-- {"handle_call": "other_schema.fn"}; null: all by name
+	owner text COLLATE "C" NOT NULL,	-- whom create_module or alter_module agreed to
+	external boolean NOT NULL,
+	ephemeral boolean NOT NULL,
+	auto_start boolean NOT NULL,
+	on_stop text COLLATE "C" NOT NULL,			-- keep | delete
+	isolation text COLLATE "C" NOT NULL,		-- serializable | repeatable read | read committed
+	invoke_isolation text COLLATE "C" NOT NULL, -- match | any
+	late_calls text COLLATE "C" NOT NULL,		-- cancel | finish
+	retry text COLLATE "C" NOT NULL,			-- block | skip
+	on_dead_letter text COLLATE "C" NOT NULL,	-- continue | suspend
+	breaker integer NOT NULL,					-- dead letters in a row; 0: never
+	handler_timeout interval NOT NULL,
+	max_attempts integer NOT NULL,
+	backoff_initial interval NOT NULL,
+	backoff_factor double precision NOT NULL,
+	backoff_max interval NOT NULL,
+	hold_max interval NOT NULL,
+	batch_size integer NOT NULL,
+	max_mailbox bigint NOT NULL,
+	max_message_size bigint NOT NULL,			-- bytes
+	max_state_size bigint NOT NULL,				-- bytes
+	reply_ttl interval NOT NULL,
+	dedup_ttl interval NOT NULL,
+	dead_letter_ttl interval NOT NULL,
+	search_path text COLLATE "C" NOT NULL,
+	timezone text COLLATE "C",					-- null: as the database
+	operators text COLLATE "C",					-- roles, by name; null: members of the owner only
+	clients text COLLATE "C",
+	readers text COLLATE "C",
+	workers text COLLATE "C",
+	vsn text COLLATE "C",
+	created_at timestamptz NOT NULL,
+	suspended_at timestamptz,
+	suspended_by text COLLATE "C",
+	suspended_reason text COLLATE "C",
+	PRIMARY KEY (name)
+);
+CREATE UNIQUE INDEX module_id_idx ON dgen.module (id);
+
+/*
+ * A row exists for each server that has a state, is suspended, or is in
+ * trouble.  status: 'a' active, an incarnation is alive; 'n' none: never
+ * started, or stopped; then state is that of the last incarnation, if kept.
+ */
+CREATE TABLE dgen.server (
+	server text COLLATE "C" NOT NULL,
+	status "char" NOT NULL,
+	failing boolean NOT NULL,			-- rows in dgen.attempt may name this server
+	incarnation bigint NOT NULL,
+	version bigint NOT NULL,
+	updated_at timestamptz NOT NULL,
+	started_at timestamptz,
+	suspended_at timestamptz,
+	tombstone_until timestamptz,
+	suspended_by text COLLATE "C",
+	stop_reason text COLLATE "C",
+	vsn text COLLATE "C",
+	state jsonb,
+	PRIMARY KEY (server)
+) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05,
+	autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
+	toast.autovacuum_vacuum_scale_factor = 0.05);
+
+/*
+ * The mailbox.  Rows are only ever inserted and deleted.  hash is that of the
+ * address: the key of the server's lease and of its low-water mark.  kind:
+ * 'c' cast, 'i' info, 'r' request (a call whose reply is kept), 'n' continue.
+ */
+CREATE SEQUENCE dgen.message_id INCREMENT 65536 MINVALUE 0 START 65536;	-- one value: a block of ids, drawn in shared memory
+CREATE TABLE dgen.message (
+	id bigint NOT NULL,
+	hash bigint NOT NULL,
+	priority smallint NOT NULL,
+	max_attempts smallint,
+	kind "char" NOT NULL,
+	notify boolean NOT NULL,
+	sent_at timestamptz NOT NULL,
+	expires_at timestamptz,
+	server text COLLATE "C" NOT NULL,
+	sender_role text COLLATE "C" NOT NULL,
+	sender text COLLATE "C" NOT NULL,	-- a server's address, or a session's id
+	dedup_key text COLLATE "C",
+	vsn text COLLATE "C",
+	context jsonb,
+	message jsonb NOT NULL,
+	PRIMARY KEY (id)
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
+	autovacuum_vacuum_insert_threshold = -1, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX message_mailbox_idx ON dgen.message (hash, priority, id);
+
+/* Messages that are not yet due: the same row behind its due time. */
+CREATE TABLE dgen.delayed (
+	id bigint NOT NULL,
+	due_at timestamptz NOT NULL,
+	hash bigint NOT NULL,
+	priority smallint NOT NULL,
+	max_attempts smallint,
+	kind "char" NOT NULL,
+	notify boolean NOT NULL,
+	sent_at timestamptz NOT NULL,
+	expires_at timestamptz,
+	server text COLLATE "C" NOT NULL,
+	sender_role text COLLATE "C" NOT NULL,
+	sender text COLLATE "C" NOT NULL,
+	dedup_key text COLLATE "C",
+	vsn text COLLATE "C",
+	context jsonb,
+	message jsonb NOT NULL,
+	PRIMARY KEY (id)
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
+	autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX delayed_due_idx ON dgen.delayed (due_at);
+CREATE INDEX delayed_server_idx ON dgen.delayed (server);
+
+/*
+ * Messages that failed and will be tried again.  held: by a fault of the
+ * environment, since when, and how often it was held; attempts counts the
+ * others.
+ */
+CREATE TABLE dgen.attempt (
+	id bigint NOT NULL,
+	server text COLLATE "C" NOT NULL,
+	attempts integer NOT NULL,
+	holds integer NOT NULL,
+	next_at timestamptz NOT NULL,
+	held_since timestamptz,
+	sqlstate text COLLATE "C" NOT NULL,
+	error jsonb NOT NULL,
+	PRIMARY KEY (id)
+);
+CREATE INDEX attempt_server_idx ON dgen.attempt (server);
+CREATE INDEX attempt_next_idx ON dgen.attempt (next_at);
+
+CREATE TABLE dgen.letter (
+	id bigint NOT NULL,
+	hash bigint NOT NULL,
+	priority smallint NOT NULL,
+	max_attempts smallint,
+	kind "char" NOT NULL,
+	notify boolean NOT NULL,
+	sent_at timestamptz NOT NULL,
+	expires_at timestamptz,
+	server text COLLATE "C" NOT NULL,
+	sender_role text COLLATE "C" NOT NULL,
+	sender text COLLATE "C" NOT NULL,
+	dedup_key text COLLATE "C",
+	vsn text COLLATE "C",
+	context jsonb,
+	message jsonb NOT NULL,
+	failed_at timestamptz NOT NULL,
+	attempts integer NOT NULL,
+	sqlstate text COLLATE "C" NOT NULL,
+	error jsonb NOT NULL,
+	PRIMARY KEY (id)
+);
+CREATE INDEX letter_server_idx ON dgen.letter (server, id);
+CREATE INDEX letter_failed_idx ON dgen.letter (failed_at);
+
+/*
+ * Replies that outlive their activation: to send_request, and to calls with
+ * a request_key.  id: the request's message id, or for a call a value of the
+ * same sequence.  Exactly one of reply and error is set.
+ */
+CREATE TABLE dgen.reply (
+	id bigint NOT NULL,
+	server text COLLATE "C" NOT NULL,
+	replied_at timestamptz NOT NULL,
+	expires_at timestamptz NOT NULL,
+	request_hash bigint,				-- of the request's bytes, for OT013
+	request_key text COLLATE "C",
+	sender_role text COLLATE "C" NOT NULL,
+	reply jsonb,
+	error jsonb,
+	PRIMARY KEY (id)
+);
+CREATE INDEX reply_key_idx ON dgen.reply (server, request_key);
+CREATE INDEX reply_expires_idx ON dgen.reply (expires_at);
+
+CREATE TABLE dgen.dedup (
+	server text COLLATE "C" NOT NULL,
+	dedup_key text COLLATE "C" NOT NULL,
+	id bigint NOT NULL,
+	expires_at timestamptz NOT NULL
+);
+CREATE INDEX dedup_key_idx ON dgen.dedup (server, dedup_key);
+CREATE INDEX dedup_expires_idx ON dgen.dedup (expires_at);

@@ -1,0 +1,764 @@
+/*-------------------------------------------------------------------------
+ *
+ * batch.c
+ *	  One batch of a worker: ready servers in, one commit out.
+ *
+ *	  take leases and read the cut (cut.c), run the activations (run.c),
+ *	  write the states, commit; in the commit callback the replies are shown.
+ *
+ * There are no subtransactions.  When an item fails, the transaction aborts;
+ * the items before it are run again and committed, then the one that failed
+ * runs alone.  Only what fails alone counts: a call's error goes to its
+ * caller, a message's to failure.c.  Conflicts (40001, 40P01) are tried again
+ * up to 20 times, first with all leases taken that the failed try took.
+ *
+ * Memory: a batch lives in one context, reset between tries; what an item
+ * needs only while it runs is in a child of it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "batch.h"
+
+#include "access/xact.h"
+#include "commands/async.h"
+#include "common/pg_prng.h"
+#include "pgstat.h"
+#include "replication/walsender.h"
+#include "replication/syncrep.h"
+#include "storage/proc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+#include "worker.h"
+
+static Batch *active = NULL;	/* while a try runs, or its commit */
+
+/* ---------------------------------------------------------------- hooks */
+
+/* Does a handler run in this process now, as part of a batch? */
+bool
+dgen_batch_active(void)
+{
+	return active != NULL && active->running;
+}
+
+/*
+ * A handler is about to read servers through the API or by SQL: it must see
+ * what activations before it in this batch have made of them.
+ */
+void
+dgen_batch_flush(void)
+{
+	if (!dgen_batch_active())
+		return;
+	for (int i = 0; i < active->nservers; i++)
+	{
+		DgenServer *server = active->servers[i].server;
+
+		if (!server->dirty)
+			continue;
+		dgen_server_save(server);
+		dgen_server_write(active->server_rows, server, GetTransactionSnapshot());
+	}
+}
+
+/* Are there states that a read would miss? */
+bool
+dgen_batch_unflushed(void)
+{
+	if (!dgen_batch_active())
+		return false;
+	for (int i = 0; i < active->nservers; i++)
+	{
+		if (active->servers[i].server->dirty)
+			return true;
+	}
+	return false;
+}
+
+/* The server as this batch has it in memory, or NULL. */
+DgenServer *
+dgen_batch_server(const char *address)
+{
+	if (!dgen_batch_active())
+		return NULL;
+	for (int i = 0; i < active->nservers; i++)
+	{
+		if (strcmp(active->servers[i].server->address, address) == 0)
+			return active->servers[i].server;
+	}
+	return NULL;
+}
+
+/*
+ * Move what an invoke has made of one of the batch's servers into the batch's
+ * memory.
+ */
+void
+dgen_batch_keep(DgenServer *server)
+{
+	MemoryContext old;
+
+	if (dgen_batch_server(server->address) != server)
+		return;
+	old = MemoryContextSwitchTo(active->mcxt);
+	if (server->state != NULL)
+	{
+		Jsonb	   *copy = palloc(VARSIZE(server->state));
+
+		memcpy(copy, server->state, VARSIZE(server->state));
+		server->state = copy;
+	}
+	if (server->stop_reason != NULL)
+		server->stop_reason = pstrdup(server->stop_reason);
+	MemoryContextSwitchTo(old);
+}
+
+/* An activation has taken the lease of another server, or waited for it. */
+void
+dgen_batch_touch(int64 hash)
+{
+	if (!dgen_batch_active() || active->ntouched == lengthof(active->touched))
+		return;
+	for (int i = 0; i < active->ntouched; i++)
+	{
+		if (active->touched[i] == hash)
+			return;
+	}
+	active->touched[active->ntouched++] = hash;
+}
+
+/* Is the running activation one of several of this transaction? */
+bool
+dgen_batch_in_company(void)
+{
+	return dgen_batch_active() && active->nitems > 1;
+}
+
+/* A call has its reply; it is shown when the transaction has committed. */
+void
+dgen_batch_answer(Batch *b, int call)
+{
+	b->finish[b->nfinish++] = b->calls[call].call;
+}
+
+/*
+ * Was the wait for synchronous replication cut short?  Then nobody may be told
+ * that the commit is safe: a cancel clears its flag there, so it is counted.
+ */
+static bool
+commit_in_doubt(int cancels_before)
+{
+	return SyncRepRequested() && SyncRepStandbyNames != NULL && SyncRepStandbyNames[0] != '\0' &&
+		(ProcDiePending || dgen_worker_cancels() != cancels_before);
+}
+
+static int	cancels_before_commit;
+
+/*
+ * Runs in the worker when its transaction has become visible.  Must not
+ * raise: it flips shared states and sets latches.
+ */
+void
+dgen_batch_xact_callback(XactEvent event)
+{
+	bool		in_doubt;
+
+	if (active == NULL || event != XACT_EVENT_COMMIT)
+		return;
+	in_doubt = commit_in_doubt(cancels_before_commit);
+	for (int i = 0; i < active->nfinish; i++)
+	{
+		if (in_doubt)
+			active->finish[i]->result = DGEN_CALL_UNKNOWN;
+		dgen_call_finish(active->finish[i]);
+	}
+}
+
+/* ---------------------------------------------------------------- one try */
+
+static void
+reset_try(Batch *b)
+{
+	MemoryContextReset(b->mcxt);
+	b->item_mcxt = AllocSetContextCreate(b->mcxt, "dgen activation", ALLOCSET_DEFAULT_SIZES);
+	b->finish = MemoryContextAlloc(b->mcxt, Max(b->ncalls, 1) * sizeof(DgenCall *));
+	b->nservers = b->nitems = b->nrun = b->nfinish = 0;
+	b->bytes = 0;
+	b->current = -1;
+	b->running = false;
+	b->error = NULL;
+	b->rejected = false;
+	b->retry_after = NULL;
+}
+
+static void
+begin_transaction(Batch *b)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	b->started_at = GetCurrentTimestamp();
+	XactReadOnly = false;
+	MemoryContextSwitchTo(b->mcxt);
+}
+
+/* Tell the callers that wait on a lock whose transaction to wait for. */
+static void
+publish_vxid(Batch *b)
+{
+	uint64		vxid = ((uint64) MyVxidProc << 32) | MyLxid;
+
+	for (int i = 0; i < b->ncalls; i++)
+	{
+		pg_atomic_write_u32(&b->calls[i].call->worker_slot, dgen_my_slot - dgen_shared->slots);
+		pg_atomic_write_u64(&b->calls[i].call->worker_vxid, vxid);
+	}
+}
+
+/* All calls of the batch get one error: their module is gone. */
+static void
+answer_all(Batch *b, int sqlerrcode, const char *message)
+{
+	DgenError	err = {sqlerrcode, unconstify(char *, message)};
+
+	for (int i = 0; i < b->ncalls; i++)
+	{
+		if (b->calls[i].answered || !dgen_call_begin(b->calls[i].call))
+			continue;
+		dgen_call_put_error(b->calls[i].call, &err);
+		dgen_batch_answer(b, i);
+	}
+}
+
+/* Can the module's servers be served now?  If not they wait, or are refused. */
+static bool
+module_is_ready(Batch *b)
+{
+	TimestampTz wait = 0;
+
+	if (b->module == NULL)
+	{
+		answer_all(b, ERRCODE_DGEN_NO_MODULE, "module was dropped");
+		return false;
+	}
+	if (b->module->suspended)
+		wait = DT_NOEND;
+	else if (!dgen_enabled || !dgen_database_armed())
+		wait = GetCurrentTimestamp() + INT64CONST(1000000);
+	for (int i = 0; wait != 0 && i < b->nleases; i++)
+	{
+		b->leases[i].more = false;
+		b->leases[i].park_until = wait;
+	}
+	return wait == 0;
+}
+
+static void
+open_tables(Batch *b)
+{
+	b->messages = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
+	b->server_rows = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
+	b->attempts = dgen_table_open(DGEN_T_ATTEMPT, RowExclusiveLock);
+}
+
+static void
+close_tables(Batch *b)
+{
+	dgen_table_close(b->messages);
+	dgen_table_close(b->server_rows);
+	dgen_table_close(b->attempts);
+}
+
+/* How many items this try may have: by the module's batch_size and its pace. */
+static int
+item_limit(Batch *b)
+{
+	uint32		pace = dgen_pace_get(MyDatabaseId, b->module_id);
+	int			limit = Min(b->module->batch_size, DGEN_MAX_BATCH);
+
+	if (b->mode == BATCH_ALONE)
+		return 1;
+	if (b->mode == BATCH_PREFIX)
+		return Min(limit, b->nonly);
+	if (b->conflicts > 0)
+		return 1;
+	if (pace > 0)
+		limit = Min(limit, Max(1, DGEN_BATCH_USECS / pace));
+	return limit;
+}
+
+static void
+report_activity(Batch *b)
+{
+	char		text[DGEN_MAX_ADDRESS + 64];
+	const char *address = b->servers[b->items[0].server].server->address;
+
+	snprintf(text, sizeof(text), "dgen: %s", address);
+	if (b->nitems > 1)
+		snprintf(text, sizeof(text), "dgen: %d activations, first of %s", b->nitems, address);
+	pgstat_report_activity(STATE_RUNNING, text);
+	strlcpy(dgen_my_slot->server, address, sizeof(dgen_my_slot->server));
+	dgen_my_slot->batch_size = b->nitems;
+}
+
+/* A suspect's attempt is committed before it runs, in a transaction of its own. */
+static bool
+accuse_suspect(Batch *b)
+{
+	BatchItem  *item = &b->items[0];
+
+	if (b->nitems != 1 || item->msg == NULL ||
+		!dgen_hand_suspect(MyDatabaseId, item->msg->id))
+		return false;
+	dgen_failure_accuse(b, item);
+	return true;
+}
+
+static void
+try_body(Batch *b)
+{
+	dgen_worker_prepare_session(b->module_id);
+	begin_transaction(b);
+	b->module = dgen_module_by_id(b->module_id);
+	if (b->module != NULL)
+		dgen_module_hold(b->module);
+	publish_vxid(b);
+	if (module_is_ready(b))
+	{
+		XactIsoLevel = b->module->isolation;
+		b->max_items = item_limit(b);
+		open_tables(b);
+		dgen_cut_take(b);
+		if (accuse_suspect(b))
+			b->nitems = 0;
+		else if (b->nitems > 0)
+		{
+			report_activity(b);
+			dgen_run_items(b);
+			dgen_run_finish(b);
+		}
+		close_tables(b);
+	}
+	dgen_worker_disarm();
+	dgen_waitpoint_reach("dgen-before-commit");
+	cancels_before_commit = dgen_worker_cancels();
+	CommitTransactionCommand();
+}
+
+static void
+drop_module(Batch *b)
+{
+	if (b->module != NULL)
+		dgen_module_release(b->module);
+	b->module = NULL;
+}
+
+/* After the abort of a try: its calls wait again, but for one that was cancelled. */
+static void
+calls_after_abort(Batch *b)
+{
+	for (int i = 0; i < b->ncalls; i++)
+	{
+		uint32		running = DGEN_CALL_RUNNING;
+
+		pg_atomic_write_u64(&b->calls[i].call->worker_vxid, 0);
+		pg_atomic_compare_exchange_u32(&b->calls[i].call->state, &running, DGEN_CALL_QUEUED);
+	}
+}
+
+static void
+abort_try(Batch *b, MemoryContext mcxt)
+{
+	ErrorData  *edata;
+
+	HOLD_INTERRUPTS();
+	dgen_worker_disarm();
+	MemoryContextSwitchTo(mcxt);
+	edata = CopyErrorData();
+	FlushErrorState();
+	b->error = dgen_error_copy(edata);
+	AbortOutOfAnyTransaction();
+	MemoryContextSwitchTo(mcxt);
+	b->running = false;
+	active = NULL;
+	dgen_hand_clear();
+	dgen_worker_set_call(0);
+	QueryCancelPending = false;
+	calls_after_abort(b);
+	drop_module(b);
+	RESUME_INTERRUPTS();
+}
+
+/* One transaction.  True if it committed; else b->error says why not. */
+static bool
+try_batch(Batch *b)
+{
+	MemoryContext mcxt = b->mcxt;
+	bool		committed = true;
+
+	reset_try(b);
+	dgen_worker_forget_interrupt();
+	active = b;
+	PG_TRY();
+	{
+		try_body(b);
+		MemoryContextSwitchTo(mcxt);
+		active = NULL;
+	}
+	PG_CATCH();
+	{
+		abort_try(b, mcxt);
+		committed = false;
+	}
+	PG_END_TRY();
+	return committed;
+}
+
+/* ---------------------------------------------------------------- after a commit */
+
+static void
+mark_answered(Batch *b)
+{
+	for (int i = 0; i < b->ncalls; i++)
+	{
+		uint32		state = pg_atomic_read_u32(&b->calls[i].call->state);
+
+		if (state == DGEN_CALL_DONE || state == DGEN_CALL_ABANDONED ||
+			state == DGEN_CALL_DEFERRED)
+			b->calls[i].answered = true;
+	}
+}
+
+/*
+ * The transaction is visible: move the marks, keep the states, count.
+ */
+static void
+after_commit(Batch *b)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	mark_answered(b);
+	for (int i = 0; i < b->nleases; i++)
+	{
+		BatchLease *lease = &b->leases[i];
+		bool		known;
+
+		if (!lease->read)
+			continue;
+		dgen_mark_advance(lease->taken->hash, lease->low, lease->generation);
+		if (lease->consumed > 0)
+			dgen_length_add(lease->taken->hash, -lease->consumed, &known);
+	}
+	if (b->nrun == 0)
+		return;
+	if (b->module != NULL && !b->module->ephemeral)
+	{
+		for (int i = 0; i < b->nservers; i++)
+			dgen_cache_store(b->servers[i].server);
+	}
+	dgen_pace_note(MyDatabaseId, b->module_id,
+				   Min((now - b->started_at) / b->nrun, PG_INT32_MAX));
+	dgen_breaker_success(MyDatabaseId, b->module_id, now);
+	dgen_my_slot->batches++;
+	dgen_my_slot->activations += b->nrun;
+}
+
+/* ---------------------------------------------------------------- after an abort */
+
+static bool
+is_conflict(Batch *b)
+{
+	return dgen_error_fault(b->error->sqlerrcode) == DGEN_FAULT_CONFLICT;
+}
+
+static BatchItemId
+id_of(Batch *b, BatchItem *item)
+{
+	BatchItemId id;
+
+	id.is_call = item->msg == NULL;
+	id.id = id.is_call ? (int64) b->calls[item->call].call->id : item->msg->id;
+	return id;
+}
+
+/* A short, growing, random pause before a conflict is tried again. */
+static void
+pause_after_conflict(Batch *b)
+{
+	int			max_ms = Min(1 << Min(b->conflicts, 6), 50);
+
+	(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 (long) (pg_prng_uint32(&pg_global_prng_state) % max_ms),
+					 PG_WAIT_EXTENSION);
+	CHECK_FOR_INTERRUPTS();
+}
+
+/* Say what really happened, where an interrupt of ours raised 57014. */
+static void
+explain_interrupt(Batch *b, DgenInterrupt why)
+{
+	if (why != DGEN_INTERRUPT_TIMEOUT || b->error->sqlerrcode != ERRCODE_QUERY_CANCELED)
+		return;
+	b->error->sqlerrcode = ERRCODE_DGEN_HANDLER_TIMEOUT;
+	b->error->message = pstrdup("handler ran longer than handler_timeout");
+	b->error->hint = pstrdup("Make the handler faster, or raise handler_timeout by dgen.alter_module().");
+}
+
+/* A call that failed alone: its caller gets the error at once. */
+static void
+fail_call(Batch *b, BatchItem *item, DgenInterrupt why)
+{
+	DgenCall   *call = b->calls[item->call].call;
+
+	if (!dgen_call_begin(call))
+	{
+		b->calls[item->call].answered = true;
+		return;
+	}
+	if (why == DGEN_INTERRUPT_CALLER)
+		dgen_call_put_reply(call, DGEN_CALL_CANCELLED, NULL, 0);
+	else
+		dgen_call_put_error(call, b->error);
+	dgen_call_finish(call);
+	b->calls[item->call].answered = true;
+}
+
+/* What failed, failed alone: that counts. */
+static void
+fail_item(Batch *b, BatchItem *item, DgenInterrupt why)
+{
+	if (item->msg == NULL)
+		fail_call(b, item, why);
+	else
+		dgen_failure_record(b, item);
+	for (int i = 0; i < b->nleases; i++)
+		b->leases[i].more = true;
+}
+
+/*
+ * Decide what to try next after an abort; false: nothing, give everything
+ * back.
+ */
+static bool
+plan_retry(Batch *b)
+{
+	DgenInterrupt why = dgen_worker_interrupted();
+	int			failed = b->current >= 0 ? b->current : (b->nitems == 1 ? 0 : -1);
+	BatchItem	item;
+	BatchItemId id;
+
+	if (is_conflict(b))
+		dgen_my_slot->conflicts++;
+	if (failed < 0)
+	{
+		/* at the commit of a company, or before any handler ran */
+		if (is_conflict(b) && b->conflicts++ < DGEN_MAX_CONFLICTS)
+		{
+			pause_after_conflict(b);
+			b->mode = BATCH_ALL;
+			return true;
+		}
+		ereport(LOG,
+				(errcode(b->error->sqlerrcode),
+				 errmsg("dgen worker could not serve a batch: %s", b->error->message)));
+		for (int i = 0; i < b->nleases; i++)
+		{
+			b->leases[i].more = false;
+			b->leases[i].park_until = GetCurrentTimestamp() + INT64CONST(1000000);
+		}
+		return false;
+	}
+
+	item = b->items[failed];
+	id = id_of(b, &item);
+	if (why == DGEN_INTERRUPT_CALLER && item.msg == NULL)
+	{
+		fail_call(b, &item, why);
+		for (int i = 0; i < b->nleases; i++)
+			b->leases[i].more = true;
+		return false;
+	}
+	if (why == DGEN_INTERRUPT_BUDGET)
+		dgen_pace_note(MyDatabaseId, b->module_id, 8 * DGEN_BATCH_USECS);
+	if (b->nitems > 1)
+	{
+		/* first those before it, then it alone */
+		b->nonly = 0;
+		for (int i = 0; i < failed; i++)
+			b->only[b->nonly++] = id_of(b, &b->items[i]);
+		b->mode = failed > 0 ? BATCH_PREFIX : BATCH_ALONE;
+		b->failed = id;
+		if (b->mode == BATCH_ALONE)
+		{
+			b->only[0] = id;
+			b->nonly = 1;
+		}
+		return true;
+	}
+	if (is_conflict(b) && b->conflicts++ < DGEN_MAX_CONFLICTS)
+	{
+		pause_after_conflict(b);
+		b->mode = BATCH_ALONE;
+		b->only[0] = id;
+		b->nonly = 1;
+		return true;
+	}
+	explain_interrupt(b, why);
+	fail_item(b, &item, why);
+	return false;
+}
+
+/* ---------------------------------------------------------------- the whole */
+
+/* Take over the calls of the entries. */
+static void
+collect_calls(Batch *b)
+{
+	int			n = 0;
+
+	for (int i = 0; i < b->nleases; i++)
+	{
+		for (dsa_pointer p = b->leases[i].taken->calls; p != InvalidDsaPointer;
+			 p = ((DgenCall *) dsa_get_address(dgen_dsa(), p))->next)
+			n++;
+	}
+	b->calls = palloc(Max(n, 1) * sizeof(BatchCall));
+	b->ncalls = 0;
+	for (int i = 0; i < b->nleases; i++)
+	{
+		for (dsa_pointer p = b->leases[i].taken->calls; p != InvalidDsaPointer;)
+		{
+			BatchCall  *c = &b->calls[b->ncalls++];
+
+			c->self = p;
+			c->call = dsa_get_address(dgen_dsa(), p);
+			c->lease = i;
+			c->answered = false;
+			p = c->call->next;
+		}
+	}
+}
+
+/*
+ * Give everything back to the ready queue: calls that nobody answered, and
+ * servers that have more to do.  Also when the worker dies.
+ */
+static void
+give_back(Batch *b)
+{
+	for (int i = 0; i < b->nleases; i++)
+	{
+		BatchLease *lease = &b->leases[i];
+		dsa_pointer *link = &lease->taken->calls;
+
+		*link = InvalidDsaPointer;
+		for (int c = 0; c < b->ncalls; c++)
+		{
+			BatchCall  *call = &b->calls[c];
+
+			if (call->lease != i || call->answered)
+				continue;
+			pg_atomic_write_u32(&call->call->worker_slot, DGEN_NO_SLOT);
+			pg_atomic_write_u64(&call->call->worker_vxid, 0);
+			call->call->next = InvalidDsaPointer;
+			*link = call->self;
+			link = &call->call->next;
+		}
+		dgen_ready_give_back(b->pool, lease->taken, lease->more, lease->park_until);
+	}
+	for (int c = 0; c < b->ncalls; c++)
+	{
+		if (b->calls[c].answered)
+			dgen_call_unref(b->calls[c].call, b->calls[c].self);
+	}
+	b->nleases = b->ncalls = 0;
+}
+
+static Batch batch;
+
+/*
+ * Serve what was taken from the ready queue: runs transactions until one batch
+ * has committed, or nothing can be done, and gives the rest back.
+ */
+void
+dgen_batch_serve(int pool, DgenTaken *taken, int n, int32 module_id)
+{
+	Batch	   *b = &batch;
+	MemoryContext mcxt = AllocSetContextCreate(CurrentMemoryContext, "dgen batch of leases",
+											   ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(mcxt);
+
+	if (b->mcxt == NULL)
+		b->mcxt = AllocSetContextCreate(TopMemoryContext, "dgen batch", ALLOCSET_DEFAULT_SIZES);
+	b->pool = pool;
+	b->module_id = module_id;
+	b->nleases = n;
+	b->leases = palloc0(n * sizeof(BatchLease));
+	for (int i = 0; i < n; i++)
+		b->leases[i].taken = &taken[i];
+	collect_calls(b);
+	b->mode = BATCH_ALL;
+	b->conflicts = b->ntouched = 0;
+
+	for (;;)
+	{
+		if (try_batch(b))
+		{
+			after_commit(b);
+			drop_module(b);
+			if (b->mode != BATCH_PREFIX)
+				break;
+			b->mode = BATCH_ALONE;
+			b->only[0] = b->failed;
+			b->nonly = 1;
+		}
+		else if (!plan_retry(b))
+			break;
+		CHECK_FOR_INTERRUPTS();
+	}
+	give_back(b);
+	MemoryContextReset(b->mcxt);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(mcxt);
+}
+
+/*
+ * The worker leaves in the middle of a batch (FATAL): its transaction has
+ * been rolled back.  Its calls go back to the queue; one that has lost three
+ * workers is given up.  The message in hand becomes suspect.
+ */
+void
+dgen_batch_at_exit(void)
+{
+	Batch	   *b = &batch;
+
+	if (b->nleases == 0)
+		return;
+	if (b->current >= 0 && b->items[b->current].msg != NULL)
+		dgen_hand_suspect_add(MyDatabaseId, b->items[b->current].msg->id);
+	for (int i = 0; i < b->ncalls; i++)
+	{
+		DgenCall   *call = b->calls[i].call;
+		uint32		running = DGEN_CALL_RUNNING;
+
+		if (b->calls[i].answered || pg_atomic_read_u32(&call->state) == DGEN_CALL_DONE)
+		{
+			b->calls[i].answered = true;
+			continue;
+		}
+		pg_atomic_compare_exchange_u32(&call->state, &running, DGEN_CALL_QUEUED);
+		if (b->current >= 0 && b->items[b->current].msg == NULL &&
+			b->items[b->current].call == i && ++call->losses >= 3 && dgen_call_begin(call))
+		{
+			static const DgenError lost = {ERRCODE_DGEN_WORKER_LOST,
+			"worker was lost three times while it ran this call"};
+
+			dgen_call_put_error(call, &lost);
+			dgen_call_finish(call);
+			b->calls[i].answered = true;
+		}
+	}
+	for (int i = 0; i < b->nleases; i++)
+		b->leases[i].more = true;
+	give_back(b);
+}

@@ -1,0 +1,139 @@
+/*-------------------------------------------------------------------------
+ *
+ * batch.h
+ *	  What batch.c, cut.c, run.c and failure.c share: one batch of a worker.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DGEN_BATCH_H
+#define DGEN_BATCH_H
+
+#include "dgen.h"
+
+#define DGEN_MAX_BATCH 256		/* servers, and messages, of one batch */
+#define DGEN_BATCH_BYTES (1024 * 1024)
+#define DGEN_MAX_CONFLICTS 20
+#define DGEN_NLANES 3
+
+/* a message of the mailbox or a call */
+typedef struct BatchItem
+{
+	int			lease;			/* index into leases */
+	int			server;			/* index into servers */
+	DgenMessage *msg;			/* or NULL: */
+	int			call;			/* index into calls */
+	int			attempts;		/* failures so far, those of the environment too */
+	bool		consumed;		/* its row is deleted, or the call answered */
+} BatchItem;
+
+/* who an item is, over several tries */
+typedef struct BatchItemId
+{
+	bool		is_call;
+	int64		id;				/* of the message or of the call */
+} BatchItemId;
+
+/* a call that the worker has */
+typedef struct BatchCall
+{
+	DgenCall   *call;
+	dsa_pointer self;
+	int			lease;
+	bool		answered;		/* no longer the queue's; unref'd at the end */
+} BatchCall;
+
+/* one entry taken from the ready queue */
+typedef struct BatchLease
+{
+	DgenTaken  *taken;
+	bool		held;			/* in this try */
+	bool		read;			/* its mailbox was read in this try */
+	bool		more;			/* there may be work left */
+	TimestampTz park_until;		/* 0, or when there may be */
+	uint32		generation;		/* of its mark */
+	int64		low;			/* no live message of it has a lower id */
+	int			consumed;
+} BatchLease;
+
+typedef struct BatchServer
+{
+	DgenServer *server;
+	int			lease;
+	bool		blocked;		/* a message of it is being cancelled: nothing may overtake */
+} BatchServer;
+
+/* which items a try runs */
+typedef enum BatchMode
+{
+	BATCH_ALL,					/* whatever the cut holds, up to the limits */
+	BATCH_PREFIX,				/* those that ran before one failed */
+	BATCH_ALONE					/* the one that failed */
+} BatchMode;
+
+typedef struct Batch
+{
+	int			pool;
+	int32		module_id;
+	DgenModule *module;			/* in a try */
+	int			nleases;
+	BatchLease *leases;
+	int			ncalls;
+	BatchCall  *calls;
+
+	/* what to try */
+	BatchMode	mode;
+	int			max_items;
+	int			nonly;			/* of PREFIX; for ALONE 1 */
+	BatchItemId only[DGEN_MAX_BATCH];
+	BatchItemId failed;			/* to be run alone after PREFIX */
+	int			conflicts;		/* serialization failures in a row */
+	int			ntouched;		/* leases that a failed try took on its way */
+	int64		touched[64];
+
+	/* one try; in mcxt */
+	MemoryContext mcxt;
+	MemoryContext item_mcxt;
+	DgenTable  *messages;
+	DgenTable  *server_rows;
+	DgenTable  *attempts;
+	DgenBounds *bounds;
+	int			nservers;
+	BatchServer servers[DGEN_MAX_BATCH];
+	int			nitems;
+	BatchItem	items[DGEN_MAX_BATCH];
+	Size		bytes;
+	int			current;		/* item whose handler runs, or -1 */
+	int			nrun;			/* items that have run */
+	bool		running;		/* handlers may run: promise that flush etc. apply */
+	TimestampTz started_at;
+
+	/* how a try ended */
+	DgenError  *error;
+	bool		rejected;		/* by directive */
+	Interval   *retry_after;	/* by directive */
+
+	/* for the commit callback: nothing is allocated there */
+	int			nfinish;
+	DgenCall  **finish;			/* room for all calls */
+} Batch;
+
+/* cut.c: leases, and what they hold, in one snapshot */
+extern void dgen_cut_take(Batch *b);
+
+/* run.c: the activations of a try */
+extern void dgen_run_items(Batch *b);
+/* ends of calls and requests that nobody answered yet: deferred.c */
+extern void dgen_deferred_call(Batch *b, int call);
+extern void dgen_deferred_request(DgenModule *module, DgenMessage *msg);
+extern void dgen_run_finish(Batch *b);	/* writes the servers; before commit */
+
+/* failure.c: what becomes of a message that failed alone */
+extern void dgen_failure_record(Batch *b, BatchItem *item);
+extern void dgen_failure_accuse(Batch *b, BatchItem *item); /* before a suspect runs */
+extern void dgen_failure_forget(Batch *b, DgenServer *server, int64 message_id);
+
+/* batch.c */
+extern void dgen_batch_answer(Batch *b, int call);	/* its reply is put; shown at commit */
+extern void dgen_request_reply(DgenModule *module, DgenMessage *msg, Jsonb *reply, Jsonb *error);
+
+#endif							/* DGEN_BATCH_H */

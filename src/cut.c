@@ -1,0 +1,478 @@
+/*-------------------------------------------------------------------------
+ *
+ * cut.c
+ *	  The cut of a batch: leases, then the mailboxes and rows of their servers
+ *	  in one snapshot, before the transaction has its own.
+ *
+ * The snapshot is a catalog snapshot: MVCC, so that a sender's messages appear
+ * all or none, but not the transaction's, so that no predicate lock is taken
+ * on dgen's tables.  Nothing joins a batch later: the transaction's snapshot
+ * is newer than the cut, and so shows every handler all that was committed
+ * before its message was sent.
+ *
+ * Within a server, messages stand in lanes by priority, and a call stands in
+ * the normal lane behind the last id that was drawn when it was issued.  Of
+ * ten activations of a server, seven are of the highest waiting lane, two of
+ * the next and one of the last, so no lane starves.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "batch.h"
+
+#include "access/skey.h"
+#include "common/pg_prng.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#define NORMAL_LANE 1
+static const int16 lane_priority[DGEN_NLANES] = {1, 0, -1};
+
+/* whose turn it is, of ten, among all three lanes */
+static const int turns[10] = {0, 0, 1, 0, 0, 2, 0, 1, 0, 0};
+
+/* the waiting messages of one lane */
+typedef struct Lane
+{
+	int			n;
+	int			next;
+	DgenMessage **msgs;
+	bool		truncated;		/* there are more behind */
+	int64		last_id;		/* the last one read */
+	bool		blocked;		/* the next one may not run now */
+} Lane;
+
+typedef struct FailedMessage
+{
+	int64		id;
+	int			attempts;
+	TimestampTz next_at;
+} FailedMessage;
+
+/* ---------------------------------------------------------------- leases */
+
+static int
+compare_int64(const void *a, const void *b)
+{
+	int64		x = *(const int64 *) a;
+	int64		y = *(const int64 *) b;
+
+	return (x > y) - (x < y);
+}
+
+/*
+ * After a conflict: take all leases that the failed try took, in one order,
+ * waiting, so that two such activations queue up instead of failing each
+ * other for ever.
+ */
+static void
+take_touched(Batch *b)
+{
+	int64		hashes[DGEN_MAX_BATCH];
+	int			n = 0;
+
+	for (int i = 0; i < b->ntouched; i++)
+		hashes[n++] = b->touched[i];
+	for (int i = 0; i < b->nleases && n < DGEN_MAX_BATCH; i++)
+		hashes[n++] = b->leases[i].taken->hash;
+	qsort(hashes, n, sizeof(int64), compare_int64);
+	for (int i = 0; i < n; i++)
+		(void) dgen_lease_take(hashes[i], true);
+}
+
+/*
+ * Take one lease, or put the server off: first for a millisecond, then up to
+ * a tenth of a second.  Its holder rings it, too, but before it lets go.
+ */
+static bool
+take_lease(BatchLease *lease)
+{
+	int64		delay;
+
+	if (dgen_lease_take(lease->taken->hash, false))
+	{
+		lease->taken->deferrals = 0;
+		return lease->held = true;
+	}
+	delay = INT64CONST(1000) << Min(lease->taken->deferrals++, 6);
+	lease->park_until = GetCurrentTimestamp() + Min(delay, 100000);
+	return false;
+}
+
+/* ---------------------------------------------------------------- reading */
+
+static int
+find_server(Batch *b, int lease, const char *address, Snapshot snapshot)
+{
+	int			i;
+
+	for (i = b->nservers - 1; i >= 0 && b->servers[i].lease == lease; i--)
+	{
+		if (strcmp(b->servers[i].server->address, address) == 0)
+			return i;
+	}
+	if (b->nservers == DGEN_MAX_BATCH)
+		return -1;
+	i = b->nservers++;
+	b->servers[i].lease = lease;
+	b->servers[i].blocked = false;
+	b->servers[i].server = dgen_server_read(b->server_rows, address,
+											b->leases[lease].taken->hash, snapshot);
+	return i;
+}
+
+/* Which messages of a server have failed before. */
+static List *
+read_failed(Batch *b, DgenServer *server, Snapshot snapshot)
+{
+	List	   *failed = NIL;
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+
+	if (!server->failing)
+		return NIL;
+	dgen_key_text(&key, 1, server->address);
+	scan = dgen_scan_begin(b->attempts, DGEN_I_ATTEMPT_SERVER, snapshot, 1, &key);
+	while ((tuple = dgen_scan_next(scan)) != NULL)
+	{
+		FailedMessage *f = palloc(sizeof(FailedMessage));
+		TupleDesc	desc = RelationGetDescr(b->attempts->rel);
+		bool		isnull;
+
+		f->id = DatumGetInt64(heap_getattr(tuple, 1, desc, &isnull));
+		f->attempts = DatumGetInt32(heap_getattr(tuple, 3, desc, &isnull)) +
+			DatumGetInt32(heap_getattr(tuple, 4, desc, &isnull));
+		f->next_at = DatumGetTimestampTz(heap_getattr(tuple, 5, desc, &isnull));
+		failed = lappend(failed, f);
+	}
+	dgen_scan_end(scan);
+	return failed;
+}
+
+static FailedMessage *
+find_failed(List *failed, int64 id)
+{
+	ListCell   *lc;
+
+	foreach(lc, failed)
+	{
+		FailedMessage *f = lfirst(lc);
+
+		if (f->id == id)
+			return f;
+	}
+	return NULL;
+}
+
+static void
+read_lane(Batch *b, BatchLease *lease, int lane_no, int64 mark, int max, Snapshot snapshot,
+		  Lane *lane)
+{
+	ScanKeyData keys[3];
+	DgenScan   *scan;
+	HeapTuple	tuple;
+
+	memset(lane, 0, sizeof(Lane));
+	lane->last_id = -1;
+	lane->msgs = palloc(max * sizeof(DgenMessage *));
+	dgen_key_int8(&keys[0], 1, lease->taken->hash, BTEqualStrategyNumber);
+	dgen_key_int2(&keys[1], 2, lane_priority[lane_no]);
+	dgen_key_int8(&keys[2], 3, mark, BTGreaterEqualStrategyNumber);
+	scan = dgen_scan_begin(b->messages, DGEN_I_MESSAGE_MAILBOX, snapshot, 3, keys);
+	while ((tuple = dgen_scan_next(scan)) != NULL)
+	{
+		DgenMessage *msg;
+
+		if (lane->n == max || b->bytes > DGEN_BATCH_BYTES)
+		{
+			lane->truncated = true;
+			break;
+		}
+		msg = palloc(sizeof(DgenMessage));
+		dgen_message_deform(tuple, RelationGetDescr(b->messages->rel), 0, msg);
+		b->bytes += VARSIZE(msg->message);
+		lane->last_id = msg->id;
+		lane->msgs[lane->n++] = msg;
+		CHECK_FOR_INTERRUPTS();
+	}
+	dgen_scan_end(scan);
+}
+
+/* ---------------------------------------------------------------- planning */
+
+static bool
+is_wanted(Batch *b, bool is_call, int64 id)
+{
+	if (b->mode == BATCH_ALL)
+		return true;
+	for (int i = 0; i < b->nonly; i++)
+	{
+		if (b->only[i].is_call == is_call && b->only[i].id == id)
+			return true;
+	}
+	return false;
+}
+
+/* The first call of a lease that has not been planned; -1: none. */
+static int
+next_call(Batch *b, int lease, int after)
+{
+	for (int i = after + 1; i < b->ncalls; i++)
+	{
+		if (b->calls[i].lease == lease && !b->calls[i].answered)
+			return i;
+	}
+	return -1;
+}
+
+/* Add an item; false if the batch can take no more. */
+static bool
+add_item(Batch *b, int lease, DgenMessage *msg, int call, int server, int attempts)
+{
+	BatchItem  *item = &b->items[b->nitems];
+
+	if (b->nitems >= b->max_items)
+		return false;
+	memset(item, 0, sizeof(BatchItem));
+	item->lease = lease;
+	item->server = server;
+	item->msg = msg;
+	item->call = call;
+	item->attempts = attempts;
+	b->nitems++;
+	/* the servers' calls are not read from the mailbox */
+	if (msg == NULL)
+		b->bytes += 1;
+	return true;
+}
+
+/* Nothing more to do before then, unless rung; the earliest counts. */
+static void
+wait_until(BatchLease *lease, TimestampTz when)
+{
+	if (lease->park_until == 0 || when < lease->park_until)
+		lease->park_until = when;
+}
+
+/*
+ * May this message run now?  One that has failed before runs alone, since it
+ * would only fail its company again; so does a suspect.  Sets park_until for
+ * what backs off.
+ */
+typedef enum Verdict
+{
+	RUN_IT, PASS_OVER, STOP_LANE
+} Verdict;
+
+static Verdict
+judge_message(Batch *b, BatchLease *lease, DgenMessage *msg, FailedMessage *f)
+{
+	if (!is_wanted(b, false, msg->id))
+	{
+		lease->more = true;
+		return STOP_LANE;
+	}
+	if (f != NULL && f->next_at > GetCurrentTimestamp())
+	{
+		wait_until(lease, f->next_at);
+		return b->module->skip_failing ? PASS_OVER : STOP_LANE;
+	}
+	if ((f != NULL || dgen_hand_suspect(MyDatabaseId, msg->id)) && b->nitems > 0)
+	{
+		lease->more = true;
+		return STOP_LANE;
+	}
+	return RUN_IT;
+}
+
+/* Take the next of the normal lane: a message, or a call that stands before it. */
+static bool
+plan_normal(Batch *b, int leaseno, Lane *lane, int *call, Snapshot snapshot, bool *progress)
+{
+	BatchLease *lease = &b->leases[leaseno];
+	DgenMessage *msg = lane->next < lane->n ? lane->msgs[lane->next] : NULL;
+	DgenCall   *c = *call >= 0 ? b->calls[*call].call : NULL;
+	int			server;
+
+	*progress = true;
+	if (c != NULL && !is_wanted(b, true, c->id))
+	{
+		*call = next_call(b, leaseno, *call);
+		return true;
+	}
+	if (c != NULL && (msg == NULL || c->place < msg->id))
+	{
+		if (msg == NULL && lane->truncated && c->place > lane->last_id)
+		{
+			lane->blocked = true;
+			lease->more = true;
+			return true;
+		}
+		server = find_server(b, leaseno, c->data, snapshot);
+		if (server < 0)
+			return false;
+		if (b->servers[server].server->suspended)
+		{
+			lane->blocked = true;
+			wait_until(lease, DT_NOEND);
+			return true;
+		}
+		if (!add_item(b, leaseno, NULL, *call, server, 0))
+			return false;
+		*call = next_call(b, leaseno, *call);
+		return true;
+	}
+	*progress = false;
+	return true;
+}
+
+static bool
+plan_message(Batch *b, int leaseno, Lane *lane, List **failed, Snapshot snapshot)
+{
+	BatchLease *lease = &b->leases[leaseno];
+	DgenMessage *msg = lane->msgs[lane->next];
+	int			server = find_server(b, leaseno, msg->server, snapshot);
+	FailedMessage *f;
+
+	if (server < 0)
+		return false;
+	if (b->servers[server].server->suspended)
+	{
+		lane->blocked = true;
+		wait_until(lease, DT_NOEND);
+		return true;
+	}
+	if (b->servers[server].server->failing && *failed == NIL)
+		*failed = read_failed(b, b->servers[server].server, snapshot);
+	f = find_failed(*failed, msg->id);
+	switch (judge_message(b, lease, msg, f))
+	{
+		case RUN_IT:
+			if (!add_item(b, leaseno, msg, -1, server, f ? f->attempts : 0))
+				return false;
+			lane->next++;
+			/* it runs alone */
+			if (f != NULL || dgen_hand_suspect(MyDatabaseId, msg->id))
+			{
+				lease->more = true;
+				b->max_items = b->nitems;
+			}
+			break;
+		case PASS_OVER:
+			lease->low = Min(lease->low, msg->id);
+			lane->next++;
+			break;
+		case STOP_LANE:
+			lane->blocked = true;
+			break;
+	}
+	return true;
+}
+
+static bool
+lane_waits(Lane *lane, int lane_no, int call)
+{
+	return !lane->blocked && (lane->next < lane->n || (lane_no == NORMAL_LANE && call >= 0));
+}
+
+/* Whose turn is it? -1: nothing waits. */
+static int
+choose_lane(Lane *lanes, int call, int turn)
+{
+	int			preferred = turns[turn % 10];
+
+	if (lane_waits(&lanes[preferred], preferred, call))
+		return preferred;
+	for (int i = 0; i < DGEN_NLANES; i++)
+	{
+		if (lane_waits(&lanes[i], i, call))
+			return i;
+	}
+	return -1;
+}
+
+/* What is left in the lanes bounds the mark, and wants another batch. */
+static void
+note_rest(BatchLease *lease, Lane *lane, bool full)
+{
+	if (lane->truncated)
+		lease->low = Min(lease->low, lane->last_id + 1);
+	if (lane->next < lane->n)
+		lease->low = Min(lease->low, lane->msgs[lane->next]->id);
+	if (full ? lane->next < lane->n || lane->truncated :
+		lane->truncated && !lane->blocked)
+		lease->more = true;
+}
+
+/* Read the mailbox of one lease and plan its items; false when the batch is full. */
+static bool
+plan_lease(Batch *b, int leaseno, Snapshot snapshot)
+{
+	BatchLease *lease = &b->leases[leaseno];
+	Lane		lanes[DGEN_NLANES];
+	int64		mark = dgen_mark_get(lease->taken->hash, &lease->generation);
+	int			room = b->max_items - b->nitems;
+	int			call = next_call(b, leaseno, -1);
+	int			turn = pg_prng_uint32(&pg_global_prng_state) % 10;
+	List	   *failed = NIL;
+	bool		full = false;
+	int			lane;
+
+	lease->read = true;
+	lease->low = dgen_bounds_limit(b->bounds, lease->taken->hash);
+	for (int i = 0; i < DGEN_NLANES; i++)
+		read_lane(b, lease, i, mark, room, snapshot, &lanes[i]);
+
+	while (!full && (lane = choose_lane(lanes, call, turn++)) >= 0)
+	{
+		bool		progress = false;
+
+		if (lane == NORMAL_LANE &&
+			!plan_normal(b, leaseno, &lanes[lane], &call, snapshot, &progress))
+			full = true;
+		else if (!progress && !plan_message(b, leaseno, &lanes[lane], &failed, snapshot))
+			full = true;
+	}
+	for (int i = 0; i < DGEN_NLANES; i++)
+		note_rest(lease, &lanes[i], full);
+	if (full && call >= 0)
+		lease->more = true;
+	return !full;
+}
+
+/*
+ * Take leases and read what they hold, until the batch is full.  Runs in a
+ * transaction that has no snapshot yet.
+ */
+void
+dgen_cut_take(Batch *b)
+{
+	Snapshot	snapshot;
+	int			nheld = 0;
+
+	if (b->ntouched > 0)
+		take_touched(b);
+	for (int i = 0; i < b->nleases; i++)
+	{
+		BatchLease *lease = &b->leases[i];
+
+		lease->held = lease->read = lease->more = false;
+		lease->park_until = 0;
+		lease->consumed = 0;
+		if (nheld >= b->max_items)
+			lease->more = true;
+		else if (take_lease(lease))
+			nheld++;
+	}
+
+	b->bounds = dgen_bounds_read();
+	snapshot = RegisterSnapshot(GetCatalogSnapshot(RelationGetRelid(b->messages->rel)));
+	for (int i = 0; i < b->nleases; i++)
+	{
+		if (!b->leases[i].held)
+			continue;
+		if (b->nitems >= b->max_items || !plan_lease(b, i, snapshot))
+			b->leases[i].more = true;
+	}
+	UnregisterSnapshot(snapshot);
+}

@@ -1,0 +1,983 @@
+/*-------------------------------------------------------------------------
+ *
+ * dgen.h
+ *	  Shared types and prototypes, grouped by the file that owns them.
+ *
+ * src/README.md draws how these parts meet: the life of a message, of a call
+ * and of a worker, the lock order, and who may touch what in shared memory.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DGEN_H
+#define DGEN_H
+
+#include "compat.h"
+
+#include "access/genam.h"
+#include "access/xact.h"
+#include "datatype/timestamp.h"
+#include "executor/tuptable.h"
+#include "lib/dshash.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "port/atomics.h"
+#include "storage/latch.h"
+#include "storage/lock.h"
+#include "storage/lwlock.h"
+#include "utils/builtins.h"
+#include "utils/dsa.h"
+#include "utils/jsonb.h"
+#include "utils/relcache.h"
+#include "utils/snapshot.h"
+#include "utils/timestamp.h"
+
+#define DGEN_VERSION "0.1"
+#define DGEN_SCHEMA "dgen"
+#define DGEN_MAX_ADDRESS 512	/* bytes of module '/' key */
+
+/* SQLSTATEs, class OT */
+#define ERRCODE_DGEN_TIMEOUT			MAKE_SQLSTATE('O','T','0','0','1')
+#define ERRCODE_DGEN_UNKNOWN_OUTCOME	MAKE_SQLSTATE('O','T','0','0','2')
+#define ERRCODE_DGEN_NO_SERVER			MAKE_SQLSTATE('O','T','0','0','3')
+#define ERRCODE_DGEN_NO_MODULE			MAKE_SQLSTATE('O','T','0','0','4')
+#define ERRCODE_DGEN_NO_CALLBACK		MAKE_SQLSTATE('O','T','0','0','5')
+#define ERRCODE_DGEN_BAD_ADDRESS		MAKE_SQLSTATE('O','T','0','0','6')
+#define ERRCODE_DGEN_MAILBOX_FULL		MAKE_SQLSTATE('O','T','0','0','7')
+#define ERRCODE_DGEN_STOPPED			MAKE_SQLSTATE('O','T','0','0','8')
+#define ERRCODE_DGEN_CALL_CYCLE			MAKE_SQLSTATE('O','T','0','0','9')
+#define ERRCODE_DGEN_WOULD_OVERTAKE		MAKE_SQLSTATE('O','T','0','1','0')
+#define ERRCODE_DGEN_BAD_DIRECTIVE		MAKE_SQLSTATE('O','T','0','1','1')
+#define ERRCODE_DGEN_INVALID_STATE		MAKE_SQLSTATE('O','T','0','1','2')
+#define ERRCODE_DGEN_KEY_REUSED			MAKE_SQLSTATE('O','T','0','1','3')
+#define ERRCODE_DGEN_STALE_TOKEN		MAKE_SQLSTATE('O','T','0','1','4')
+#define ERRCODE_DGEN_NO_WORKER			MAKE_SQLSTATE('O','T','0','1','5')
+#define ERRCODE_DGEN_HANDLER_TIMEOUT	MAKE_SQLSTATE('O','T','0','1','6')
+#define ERRCODE_DGEN_NOT_ENABLED		MAKE_SQLSTATE('O','T','0','1','7')
+#define ERRCODE_DGEN_VERSION_MISMATCH	MAKE_SQLSTATE('O','T','0','1','8')
+#define ERRCODE_DGEN_ALREADY_STARTED	MAKE_SQLSTATE('O','T','0','1','9')
+#define ERRCODE_DGEN_WORKER_LOST		MAKE_SQLSTATE('O','T','0','2','0')
+#define ERRCODE_DGEN_REFUSED			MAKE_SQLSTATE('O','T','0','2','1')
+
+/* dsa pointers are dsa_pointer; small array indexes into shared memory: */
+#define DGEN_NONE (-1)
+
+/* ------------------------------------------------------------------ dgen.c */
+
+extern PGDLLEXPORT void _PG_init(void);
+
+/* ------------------------------------------------------------------- guc.c
+ *
+ * All GUC variables.  dgen_guc_define() is called once, from _PG_init.
+ */
+typedef enum DgenInTransaction
+{
+	DGEN_IN_TRANSACTION_ALLOW,
+	DGEN_IN_TRANSACTION_WARN,
+	DGEN_IN_TRANSACTION_ERROR
+} DgenInTransaction;
+
+extern bool dgen_enabled;			/* dgen.enabled: run anything at all */
+extern int	dgen_max_workers;		/* dgen.max_workers, a database */
+extern int	dgen_max_ready;			/* dgen.max_ready: servers with work, cluster */
+extern int	dgen_shared_memory;		/* dgen.shared_memory, kB: calls in flight */
+extern int	dgen_worker_idle_timeout;	/* ms */
+extern int	dgen_cache_size;		/* kB a worker may keep of states */
+extern char *dgen_context;			/* dgen.context: jsonb text or "" */
+extern int	dgen_call_in_transaction;	/* DgenInTransaction */
+extern bool dgen_inline;			/* dgen.inline */
+extern bool dgen_drop_doorbells;	/* developer: lose every doorbell */
+extern char *dgen_waitpoint;		/* developer: where to stop, see waitpoint.c */
+
+extern void dgen_guc_define(void);
+
+/* ---------------------------------------------------------------- errors.c
+ *
+ * Errors as values: what a worker sends to a caller, what an attempt or a
+ * dead letter keeps.
+ */
+typedef struct DgenError
+{
+	int			sqlerrcode;
+	char	   *message;
+	char	   *detail;			/* or NULL, as the next two */
+	char	   *hint;
+	char	   *context;
+} DgenError;
+
+extern DgenError *dgen_error_copy(ErrorData *edata);
+extern Size dgen_error_size(const DgenError *err);
+extern void dgen_error_pack(const DgenError *err, char *to);
+extern DgenError *dgen_error_unpack(const char *from);
+extern Jsonb *dgen_error_to_jsonb(const DgenError *err);
+extern DgenError *dgen_error_from_jsonb(Jsonb *jb);
+extern const char *dgen_error_sqlstate(const DgenError *err);
+pg_noreturn extern void dgen_error_throw(const DgenError *err);
+
+/* what an error means for the message that raised it */
+typedef enum DgenFault
+{
+	DGEN_FAULT_OWN,				/* counts as an attempt */
+	DGEN_FAULT_CONFLICT,		/* 40001, 40P01: try again at once */
+	DGEN_FAULT_ENVIRONMENT		/* holds the server, does not count */
+} DgenFault;
+extern DgenFault dgen_error_fault(int sqlerrcode);
+
+/* --------------------------------------------------------------- address.c */
+typedef struct DgenAddress
+{
+	char		text[DGEN_MAX_ADDRESS + 1]; /* module '/' key */
+	char		module[NAMEDATALEN];
+	int			len;
+	int64		hash;			/* never 0 */
+} DgenAddress;
+
+/* raise OT006 with a hint on anything but module/key; NULL text is an error too */
+extern void dgen_address_parse(const char *s, int len, DgenAddress *out);
+extern void dgen_address_arg(FunctionCallInfo fcinfo, int argno, DgenAddress *out);
+extern int64 dgen_address_hash(const char *s, int len);
+
+/* ---------------------------------------------------------------- module.c
+ *
+ * A module as the catalog says it is, cached in each process until pg_proc,
+ * pg_namespace, pg_authid or dgen.module change.  A DgenModule is valid until
+ * the next dgen_module_* call that may read the catalog: within a batch the
+ * worker pins it by dgen_module_hold().
+ */
+typedef enum DgenCallbackKind
+{
+	DGEN_INIT,
+	DGEN_HANDLE_CALL,
+	DGEN_HANDLE_CAST,
+	DGEN_HANDLE_INFO,
+	DGEN_HANDLE_CONTINUE,
+	DGEN_HANDLE_QUERY,
+	DGEN_HANDLE_LOCKED,
+	DGEN_HANDLE_DEAD_LETTER,
+	DGEN_TERMINATE,
+	DGEN_CODE_CHANGE,
+	DGEN_VALIDATE,
+	DGEN_ACCEPT,
+	DGEN_ATTRIBUTES,
+	DGEN_FORMAT_STATUS,
+	DGEN_FORMAT_MESSAGE,
+	DGEN_NCALLBACKS
+} DgenCallbackKind;
+
+/* what a column of a callback's result means */
+typedef enum DgenResultField
+{
+	DGEN_RESULT_STATE,			/* state or new_state, jsonb */
+	DGEN_RESULT_REPLY,			/* reply, jsonb */
+	DGEN_RESULT_NOREPLY,		/* boolean */
+	DGEN_RESULT_EXIT,			/* text: the reason */
+	DGEN_RESULT_REJECT,			/* text: the reason */
+	DGEN_RESULT_RETRY_AFTER,	/* interval */
+	DGEN_RESULT_VALUE			/* the plain result: validate, accept, query, format_* */
+} DgenResultField;
+
+#define DGEN_MAX_RESULTS 16
+
+typedef struct DgenCallback
+{
+	bool		present;
+	Oid			function;		/* in pg_proc, as the next; InvalidOid: none */
+	Oid			owner;
+	char	   *fault;			/* why what was found cannot be used, or NULL */
+	char	   *fault_detail;
+	FmgrInfo	flinfo;			/* set by dgen_module_callback(); fn_mcxt is the module's */
+	int			nargs;			/* input arguments that it takes */
+	bool		composite;		/* result is a row of nresults columns */
+	int			nresults;		/* 1 where not composite; 0: returns void */
+	DgenResultField results[DGEN_MAX_RESULTS];
+	Oid			result_types[DGEN_MAX_RESULTS];
+} DgenCallback;
+
+typedef struct DgenModule
+{
+	char		name[NAMEDATALEN];
+	int32		id;
+	Oid			schema;			/* InvalidOid: no such schema */
+	char	   *schema_name;
+	Oid			owner;			/* of the callbacks, looked up live; external: of the schema */
+	char	   *owner_name;
+	bool		external;
+	bool		ephemeral;
+	bool		auto_start;
+	bool		delete_on_stop;
+	int			isolation;		/* XACT_SERIALIZABLE ... */
+	bool		invoke_any_isolation;
+	bool		finish_late_calls;
+	bool		skip_failing;	/* retry => 'skip' */
+	bool		suspend_on_dead_letter;
+	int			breaker;
+	int			handler_timeout;	/* ms */
+	int			max_attempts;
+	double		backoff_initial;	/* seconds */
+	double		backoff_factor;
+	double		backoff_max;	/* seconds */
+	double		hold_max;		/* seconds */
+	int			batch_size;
+	int64		max_mailbox;
+	int64		max_message_size;
+	int64		max_state_size;
+	int64		reply_ttl;		/* microseconds, as the next two */
+	int64		dedup_ttl;
+	int64		dead_letter_ttl;
+	char	   *search_path;
+	char	   *timezone;		/* NULL: the database's */
+	char	   *operators;		/* role names or NULL */
+	char	   *clients;
+	char	   *readers;
+	char	   *workers;
+	char	   *vsn;
+	bool		suspended;
+	char	   *suspended_by;	/* "dgen": computed from owner_fault */
+	char	   *suspended_reason;
+	char	   *owner_fault;	/* callbacks changed owner or disagree; else NULL */
+	bool		uncommitted;	/* the row was written by this transaction */
+	DgenCallback callbacks[DGEN_NCALLBACKS];
+	MemoryContext mcxt;			/* holds all of this */
+	int			holds;			/* pins; freed at zero once stale */
+	bool		stale;
+} DgenModule;
+
+extern void dgen_module_init(void); /* registers the cache callbacks; once a process */
+extern const char *dgen_callback_name(DgenCallbackKind kind);
+extern const char *dgen_callback_signature(DgenCallbackKind kind);
+
+/* NULL if missing_ok and there is none; else OT004.  Needs a transaction. */
+extern DgenModule *dgen_module_get(const char *name, bool missing_ok);
+extern DgenModule *dgen_module_by_id(int32 id); /* NULL if none */
+extern DgenModule *dgen_module_of(const char *address);	/* NULL if none */
+extern void dgen_module_hold(DgenModule *module);
+extern void dgen_module_release(DgenModule *module);
+
+/* OT005 with the signature as hint unless the callback is there and right */
+extern DgenCallback *dgen_module_callback(DgenModule *module, DgenCallbackKind kind);
+
+/*
+ * Rights, as design of the surface has them, for the current user; each
+ * raises 42501 with detail and hint.  send: USAGE on the schema and EXECUTE
+ * on the callback; where the module has no such callback, membership in the
+ * owner or in clients.  operate: member of the owner or of operators.  read:
+ * operate, or member of readers.
+ */
+extern void dgen_module_check_send(DgenModule *module, DgenCallbackKind kind);
+extern void dgen_module_check_operate(DgenModule *module);
+extern bool dgen_module_may_operate(DgenModule *module);
+extern bool dgen_module_may_read(DgenModule *module);
+extern void dgen_module_check_read(DgenModule *module);
+
+/* suspends a module in the current transaction: the breaker, a changed owner */
+extern void dgen_module_suspend(DgenModule *module, const char *by, const char *reason);
+/* undoes it in the current transaction; false if it was not suspended */
+extern bool dgen_module_resume(DgenModule *module);
+/* 55000 with the reason and the mending function if the module is suspended */
+extern void dgen_module_check_running(DgenModule *module);
+extern uint64 dgen_module_version(void);	/* grows with each invalidation of modules */
+/* after a committed or uncommitted change of dgen.module's row */
+extern void dgen_module_changed(void);
+
+/* ----------------------------------------------------------------- table.c
+ *
+ * dgen's own tables below the executor: no rights, no triggers, no plans.
+ */
+typedef enum DgenTableId
+{
+	DGEN_T_INSTALLATION,
+	DGEN_T_ADOPTION,
+	DGEN_T_MODULE,
+	DGEN_T_SERVER,
+	DGEN_T_MESSAGE,
+	DGEN_T_DELAYED,
+	DGEN_T_ATTEMPT,
+	DGEN_T_LETTER,
+	DGEN_T_REPLY,
+	DGEN_T_DEDUP,
+	DGEN_NTABLES
+} DgenTableId;
+
+#define DGEN_MAX_INDEXES 8
+typedef struct DgenTable
+{
+	Relation	rel;
+	int			nindexes;		/* all that take entries, in any order */
+	Relation	indexes[DGEN_MAX_INDEXES];
+	struct IndexInfo *infos[DGEN_MAX_INDEXES];
+	int			scannable[DGEN_MAX_INDEXES];	/* by DgenIndexId of the table */
+} DgenTable;
+
+/* indexes of a table, in the order of the script; the primary key is 0 */
+enum
+{
+	DGEN_I_PKEY = 0,
+	DGEN_I_MODULE_ID = 1,
+	DGEN_I_MESSAGE_MAILBOX = 1,
+	DGEN_I_DELAYED_DUE = 1,
+	DGEN_I_DELAYED_SERVER = 2,
+	DGEN_I_ATTEMPT_SERVER = 1,
+	DGEN_I_ATTEMPT_NEXT = 2,
+	DGEN_I_LETTER_SERVER = 1,
+	DGEN_I_LETTER_FAILED = 2,
+	DGEN_I_REPLY_KEY = 1,
+	DGEN_I_REPLY_EXPIRES = 2,
+	DGEN_I_DEDUP_KEY = 0,
+	DGEN_I_DEDUP_EXPIRES = 1
+};
+
+/* true if CREATE EXTENSION dgen holds here, with a schema this library knows */
+extern bool dgen_extension_present(void);
+extern Oid	dgen_table_oid(DgenTableId id); /* raises OT017 without the extension */
+extern Oid	dgen_sequence_oid(const char *name);
+extern Oid	dgen_extension_owner(void);
+
+/*
+ * Opens a table and its indexes; lock is kept to the end of the transaction.
+ * The DgenTable is palloc'd in the current context.
+ */
+extern DgenTable *dgen_table_open(DgenTableId id, LOCKMODE lockmode);
+extern void dgen_table_close(DgenTable *table);
+extern void dgen_table_insert(DgenTable *table, Datum *values, bool *nulls, ItemPointer tid);
+extern void dgen_table_insert_many(DgenTable *table, int n, HeapTuple *tuples);
+
+/* both return the TM_Result and do not wait; the caller handles all of them */
+extern TM_Result dgen_table_update(DgenTable *table, ItemPointer tid, Snapshot crosscheck,
+								   Datum *values, bool *nulls, ItemPointer newtid);
+extern TM_Result dgen_table_delete(DgenTable *table, ItemPointer tid);
+/* waits for a transaction in the way, then deletes; false if it is gone */
+extern bool dgen_table_delete_wait(DgenTable *table, ItemPointer tid);
+
+/* index scans by equality on a prefix, lower bound on the last key if wanted */
+typedef struct DgenScan DgenScan;
+extern DgenScan *dgen_scan_begin(DgenTable *table, int index, Snapshot snapshot,
+								 int nkeys, ScanKey keys);
+extern HeapTuple dgen_scan_next(DgenScan *scan);	/* valid until the next call */
+extern void dgen_scan_end(DgenScan *scan);
+/* attno counts the columns of the index */
+extern void dgen_key_text(ScanKey key, int attno, const char *value);
+extern void dgen_key_int8(ScanKey key, int attno, int64 value, int strategy);
+extern void dgen_key_int2(ScanKey key, int attno, int16 value);
+extern void dgen_key_time(ScanKey key, int attno, TimestampTz value, int strategy);
+
+/* ----------------------------------------------------------------- shmem.c
+ *
+ * Everything in shared memory is a hint: all of it can be rebuilt from the
+ * tables, and is, after a crash.
+ */
+typedef enum DgenWorkerState
+{
+	DGEN_WORKER_FREE,
+	DGEN_WORKER_STARTING,		/* registered with the postmaster */
+	DGEN_WORKER_IDLE,
+	DGEN_WORKER_BUSY,
+	DGEN_WORKER_LEAVING
+} DgenWorkerState;
+
+/* one worker process; protected by dgen_shared->lock but for what says else */
+typedef struct DgenWorkerSlot
+{
+	DgenWorkerState state;		/* set by its own process once attached */
+	uint32		generation;		/* grows with each use of the slot */
+	int			pool;			/* index into dgen_shared->pools */
+	Oid			database;
+	Oid			owner;
+	pid_t		pid;
+	int			pgprocno;
+	TimestampTz started_at;
+	TimestampTz busy_since;
+	bool		slow;			/* runs activations that may outlast a budget */
+	pg_atomic_uint32 idle;		/* sleeps on its latch; who clears it, sets the latch */
+	pg_atomic_uint64 current_call;	/* id of the call whose handler runs, or 0 */
+	pg_atomic_uint64 cancel_call;	/* id of the call to cancel, or 0 */
+	int64		batches;
+	int64		activations;
+	int64		conflicts;		/* serialization failures and deadlocks */
+	int			batch_size;		/* of the last batch */
+	char		server[DGEN_MAX_ADDRESS + 1];	/* in hand; written without lock, for views */
+} DgenWorkerSlot;
+
+/* a queue of ready servers: those of one module owner in one database */
+typedef struct DgenPool
+{
+	bool		used;
+	Oid			database;
+	Oid			owner;
+	LWLock		lock;			/* protects what follows, and its entries */
+	int			head;			/* ring of ready entries */
+	int			tail;
+	int			nready;
+	int			parked;			/* list of parked entries */
+	int			nworkers;		/* registered or running */
+	bool		growth_asked;	/* the launcher has been woken for this backlog */
+	TimestampTz head_since;		/* when the oldest ready one was queued */
+	TimestampTz refused_at;		/* no slot since then, or 0 */
+	int			start_failures; /* workers that ended at their start, in a row */
+	TimestampTz retry_at;		/* no new worker before, or 0 */
+	int			buckets[1024];
+} DgenPool;
+
+#define DGEN_MAX_POOLS 128
+#define DGEN_MAX_DATABASES 1024
+
+typedef enum DgenKeeperState
+{
+	DGEN_KEEPER_NONE,			/* not known to have the extension */
+	DGEN_KEEPER_ABSENT,			/* a keeper found none: the launcher frees the entry */
+	DGEN_KEEPER_WANTED,			/* the launcher should start it */
+	DGEN_KEEPER_STARTING,
+	DGEN_KEEPER_RUNNING
+} DgenKeeperState;
+
+/* one database that has, or may have, dgen; protected by dgen_shared->lock */
+typedef struct DgenDatabase
+{
+	Oid			database;		/* InvalidOid: free */
+	DgenKeeperState keeper;
+	pid_t		keeper_pid;
+	int			keeper_pgprocno;	/* or DGEN_NONE */
+	TimestampTz keeper_started_at;
+	int			keeper_failures;	/* in a row: the backoff */
+	TimestampTz keeper_retry_at;	/* not to be started before, or 0 */
+	bool		keeper_again;	/* wanted anew while one was there */
+	int			kept_out;		/* how many DROP DATABASEs or the like are under way */
+	pg_atomic_uint32 armed;		/* installation and adoption agree */
+	pg_atomic_uint32 prepared_known;	/* old prepared transactions are published */
+	pg_atomic_uint64 next_due;	/* TimestampTz when the keeper must look again */
+	pg_atomic_uint32 resweep;	/* work was not queued for want of room */
+	pg_atomic_uint32 place_wanted;	/* a pool waits while others hold all places */
+	slock_t		id_lock;		/* protects the next two */
+	int64		next_id;		/* the next message id to draw; 0: none reserved */
+	int64		id_limit;		/* the last one of the reserved block */
+} DgenDatabase;
+
+/* a call whose handler said noreply; protected by dgen_shared->lock */
+typedef struct DgenDeferred
+{
+	dsa_pointer call;			/* InvalidDsaPointer: free */
+	uint64		call_id;
+	uint64		secret;
+	bool		claimed;		/* a transaction is replying */
+} DgenDeferred;
+
+#define DGEN_MAX_DEFERRED 1024
+
+typedef struct DgenShared
+{
+	LWLock		lock;			/* slots, pools' use, databases */
+	int			tranche;		/* of all our LWLocks */
+	pid_t		launcher_pid;
+	int			launcher_pgprocno;	/* or DGEN_NONE */
+	pg_atomic_uint64 next_call_id;
+	slock_t		free_lock;		/* protects free_head */
+	int			free_head;		/* free ready entries */
+	int			nslots;
+	DgenDeferred deferred[DGEN_MAX_DEFERRED];
+	DgenDatabase databases[DGEN_MAX_DATABASES];
+	DgenPool	pools[DGEN_MAX_POOLS];
+	DgenWorkerSlot slots[FLEXIBLE_ARRAY_MEMBER];	/* max_worker_processes */
+} DgenShared;
+
+extern DgenShared *dgen_shared; /* NULL: not preloaded */
+extern DgenWorkerSlot *dgen_my_slot;	/* in a worker */
+
+extern void dgen_shmem_install(void);	/* hooks; from _PG_init */
+extern dsa_area *dgen_dsa(void);	/* attaches at first use, for the process' life */
+extern bool dgen_is_worker(void);
+
+/* the entry of a database; create: make one, NULL if the array is full */
+extern DgenDatabase *dgen_database(Oid database, bool create);
+/* no ERROR in these: they are called from commit callbacks */
+extern void dgen_wake_launcher(void);
+extern void dgen_wake_keeper(Oid database, TimestampTz due);
+
+/* ------------------------------------------------------------------ hand.c
+ *
+ * Which messages are in hand, in a mapped file that outlives a crash of the
+ * server; what was in hand at a crash is suspect, and runs alone.
+ */
+extern Size dgen_hand_size(void);
+extern void dgen_hand_init(void *place, bool found);
+extern void dgen_hand_startup(void);	/* in the shmem startup hook */
+extern void dgen_hand_take(int64 message_id);	/* in a worker */
+extern void dgen_hand_clear(void);
+extern bool dgen_hand_suspect(Oid database, int64 message_id);
+extern void dgen_hand_forget(Oid database, int64 message_id);
+extern void dgen_hand_suspect_add(Oid database, int64 message_id);	/* a worker died with it */
+
+/* ----------------------------------------------------------------- ready.c
+ *
+ * The ready servers of each pool.  An entry is known by (module, hash of the
+ * address).  queued: in the ring.  running: some worker has it; a ring then
+ * sets again.  parked: has calls, but waits (suspended, failing, leased).
+ */
+typedef enum DgenReadyState
+{
+	DGEN_READY_FREE,
+	DGEN_READY_QUEUED,
+	DGEN_READY_RUNNING,
+	DGEN_READY_PARKED
+} DgenReadyState;
+
+typedef struct DgenReady
+{
+	int64		hash;
+	int32		module_id;
+	DgenReadyState state;
+	bool		again;			/* rung while running */
+	int			next;			/* in the ring, the parked or the free list */
+	int			prev;			/* in the parked list */
+	int			bucket_next;
+	int			pool;
+	dsa_pointer calls;			/* first waiting call; linked by DgenCall.next */
+	dsa_pointer last_call;
+	TimestampTz queued_at;
+	TimestampTz park_until;		/* 0: until rung */
+	int			deferrals;		/* leases missed in a row */
+} DgenReady;
+
+extern Size dgen_ready_size(void);
+extern void dgen_ready_init(void *place, bool found);
+
+/* queues a server if it is not; false when there is no room (nothing raised) */
+extern bool dgen_ready_ring(Oid database, Oid owner, int32 module_id, int64 hash);
+struct DgenCall;
+extern bool dgen_ready_add_call(Oid owner, struct DgenCall *call, dsa_pointer self);
+/* takes a still queued call off its entry; false if a worker has it */
+extern bool dgen_ready_withdraw(struct DgenCall *call, dsa_pointer self);
+
+/* what a worker has taken */
+typedef struct DgenTaken
+{
+	int			entry;
+	int64		hash;
+	dsa_pointer calls;			/* its calls, now the worker's, in order */
+	int			deferrals;		/* leases missed in a row */
+} DgenTaken;
+extern int	dgen_ready_take(int pool, bool allow_slow, int max, DgenTaken *taken, int32 *module_id);
+/* gives one back: with the calls that are left, queued again if more or rung */
+extern void dgen_ready_give_back(int pool, DgenTaken *taken, bool more, TimestampTz park_until);
+extern TimestampTz dgen_ready_unpark(int pool, TimestampTz now);	/* next park_until, or DT_NOEND */
+/* how long a module's activations take, in microseconds; 0: not known yet */
+extern uint32 dgen_pace_get(Oid database, int32 module_id);
+extern void dgen_pace_note(Oid database, int32 module_id, uint32 usecs);
+#define DGEN_BATCH_USECS 10000
+/* dead letters of a module in a row, each from another server than the last */
+extern int	dgen_breaker_letter(Oid database, int32 module_id, int64 hash);
+extern void dgen_breaker_success(Oid database, int32 module_id, TimestampTz now);
+extern TimestampTz dgen_breaker_last_success(Oid database, int32 module_id);
+
+/* ------------------------------------------------------------------ mark.c
+ *
+ * Lower bounds that senders publish, and low-water marks: see its header.
+ */
+extern Size dgen_mark_size(void);
+extern void dgen_mark_init(void *place, bool found);
+extern void dgen_bound_publish(int64 hash, int64 bound);	/* before an id is drawn */
+extern void dgen_bound_clear(void); /* at the end of the transaction */
+extern void dgen_bound_prepare(TransactionId xid);	/* at PREPARE */
+extern void dgen_bound_add_prepared(Oid database, TransactionId xid);	/* keeper, after a restart */
+extern int64 dgen_last_message_id(void);	/* the last one drawn; needs a transaction */
+extern int64 dgen_draw_id(void);
+extern void dgen_reserve_ids(void); /* keeper: ahead of need */
+extern void dgen_forget_ids(void);	/* CREATE EXTENSION made a new sequence */
+typedef struct DgenBounds DgenBounds;
+extern DgenBounds *dgen_bounds_read(void);	/* before a cut; palloc'd */
+extern int64 dgen_bounds_limit(DgenBounds *bounds, int64 hash); /* no lower id may still appear below it */
+extern int64 dgen_mark_get(int64 hash, uint32 *generation);
+extern void dgen_mark_advance(int64 hash, int64 mark, uint32 generation);
+extern void dgen_mark_lower(int64 hash, int64 mark);
+/* an estimate of a mailbox's length; exact: it is known, not a guess from a part */
+extern int64 dgen_length_add(int64 hash, int64 delta, bool *known);
+extern void dgen_length_set(int64 hash, int64 length);
+
+/* --------------------------------------------------------------- mailbox.c */
+typedef struct DgenMessage
+{
+	ItemPointerData tid;
+	int64		id;
+	int64		hash;
+	int16		priority;		/* -1 low, 0 normal, 1 high */
+	int16		max_attempts;	/* 0: the module's */
+	char		kind;			/* 'c', 'i', 'r', 'n' */
+	bool		notify;
+	TimestampTz sent_at;
+	TimestampTz expires_at;		/* DT_NOEND: never */
+	TimestampTz due_at;			/* 0: at once */
+	const char *server;
+	const char *sender_role;
+	const char *sender;
+	const char *dedup_key;		/* or NULL, as the next */
+	const char *vsn;
+	Jsonb	   *context;		/* or NULL */
+	Jsonb	   *message;
+} DgenMessage;
+
+#define DGEN_MESSAGE_NATTS 15
+
+/* fills sender, role, context, vsn, time from where we are */
+extern void dgen_message_init(DgenMessage *msg, const DgenAddress *to, char kind, Jsonb *message);
+/* inserts n messages for one module, ids drawn in order; rings at commit */
+extern void dgen_mailbox_send(DgenModule *module, DgenMessage *msgs, int n);
+/* inserts under its own id again (requeue, due): lowers the mark */
+extern void dgen_mailbox_put_back(DgenModule *module, DgenMessage *msg);
+extern void dgen_message_form(const DgenMessage *msg, Datum *values, bool *nulls);
+/* skip: columns between id and hash: 0, or 1 in dgen.delayed; copies all */
+extern void dgen_message_deform(HeapTuple tuple, TupleDesc desc, int skip, DgenMessage *msg);
+extern int64 dgen_mailbox_count(DgenTable *table, int64 hash, int64 max);
+/* did this transaction send to it and not yet commit? (subtransactions heeded) */
+extern bool dgen_mailbox_sent_uncommitted(int64 hash);
+extern bool dgen_mailbox_may_have_sent(int64 hash);	/* this session, ever */
+extern void dgen_mailbox_forget_sent(int64 id);
+extern const char *dgen_session_id(void);
+
+/* one message that this transaction sent; id 0: merely a ring */
+typedef struct DgenSent
+{
+	int64		id;
+	int64		hash;
+	int32		module_id;
+	Oid			owner;
+	SubTransactionId subid;
+	TimestampTz due_at;			/* 0: at once */
+} DgenSent;
+extern int	dgen_mailbox_uncommitted(DgenSent **sent);	/* in order of sending */
+extern void dgen_mailbox_xact_callback(XactEvent event);
+extern void dgen_mailbox_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
+
+/* rings a server when this transaction ends, committed or not (resume, a lease let go...) */
+extern void dgen_ring_at_end(DgenModule *module, int64 hash);
+/* has the keeper look no later than this, when this transaction commits */
+extern void dgen_due_at_commit(TimestampTz due);
+
+/* ---------------------------------------------------------------- server.c */
+typedef struct DgenServer
+{
+	char	   *address;
+	int64		hash;
+	bool		exists;			/* there is a row */
+	ItemPointerData tid;
+	TransactionId xmin;
+	bool		active;			/* an incarnation lives */
+	bool		failing;
+	bool		suspended;
+	int64		incarnation;
+	int64		version;
+	TimestampTz updated_at;
+	TimestampTz started_at;		/* 0: null, as the next two */
+	TimestampTz suspended_at;
+	TimestampTz tombstone_until;
+	char	   *suspended_by;
+	char	   *stop_reason;
+	char	   *vsn;
+	Jsonb	   *state;			/* NULL: SQL null */
+	bool		dirty;			/* must be written */
+	bool		state_changed;
+	bool		read;			/* state was shown to a handler */
+	bool		erased;			/* row must be deleted */
+	bool		recent;			/* not visible to the transaction's snapshot */
+} DgenServer;
+
+/* the lease: a transaction-level lock on the hash; false if not wait and taken */
+extern bool dgen_lease_take(int64 hash, bool wait);
+extern bool dgen_lease_held(int64 hash);
+extern void dgen_lease_wait(int64 hash);	/* until free, then lets go at once */
+
+/*
+ * The row of a server under its lease: with the given snapshot in a cut, else
+ * (snapshot NULL) as it is now, own changes included.  The result lives in
+ * the current memory context.
+ */
+extern DgenServer *dgen_server_read(DgenTable *table, const char *address, int64 hash, Snapshot snapshot);
+/* writes what is dirty; own lease held; updates tid, xmin, version */
+extern void dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck);
+/* raises 40001 where a repeatable snapshot is older than what was just read */
+extern void dgen_server_check_snapshot(DgenServer *server);
+/* OT003 if the server was deleted with a tombstone that still stands */
+extern void dgen_check_tombstone(const DgenAddress *to);
+/* before a change that the end of a subtransaction must be able to undo */
+extern void dgen_server_save(DgenServer *server);
+extern void dgen_server_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
+extern void dgen_server_xact_end(void);
+
+/* the worker's own cache of states */
+extern DgenServer *dgen_cache_find(const char *address);
+extern void dgen_cache_store(DgenServer *server);
+extern void dgen_cache_drop(const char *address);
+extern void dgen_cache_trim(void);
+
+/* --------------------------------------------------------------- handler.c
+ *
+ * Calls one callback of a module, as the right role, and decodes what it said.
+ */
+typedef struct DgenResult
+{
+	bool		has_state;
+	Jsonb	   *state;			/* SQL null gives JSON null */
+	bool		has_reply;
+	Jsonb	   *reply;
+	bool		noreply;
+	char	   *exit;			/* reason or NULL, as the next */
+	char	   *reject;
+	Interval   *retry_after;	/* or NULL */
+	bool		is_null;		/* of a plain value */
+	Datum		value;			/* boolean or jsonb of validate, accept, query, format_* */
+} DgenResult;
+
+/* directives that a handler gives, by function or by column */
+typedef enum DgenDirective
+{
+	DGEN_SAID_NOREPLY = 1,
+	DGEN_SAID_EXIT = 2,
+	DGEN_SAID_REJECT = 4,
+	DGEN_SAID_RETRY_AFTER = 8
+} DgenDirective;
+
+/* what dgen.self(), sender(), kind() ... answer; a stack, innermost last */
+typedef struct DgenScope
+{
+	struct DgenScope *up;
+	SubTransactionId subid;		/* that entered it */
+	DgenModule *module;
+	DgenCallbackKind callback;
+	const char *server;			/* address */
+	int64		hash;
+	const char *kind;			/* "call", "cast", "info", "continue", "query", "init" ... */
+	struct DgenCall *call;		/* being answered, or NULL */
+	int64		request_id;		/* of the request being answered, or 0 */
+	const char *sender;			/* sending server or session, or NULL */
+	const char *sender_role;
+	const char *message_vsn;
+	Jsonb	   *context;
+	TimestampTz now;
+	bool		readonly;		/* query, validate, accept, format_*: no directives, no sends */
+	List	   *said;			/* of DgenSaid *, the last one first */
+} DgenScope;
+
+extern DgenScope *dgen_scope;
+
+typedef enum DgenIdentity
+{
+	DGEN_AS_WORKER,				/* the process is the owner already */
+	DGEN_AS_OWNER,				/* switch; restricted unless the owner may become the caller */
+	DGEN_AS_RESTRICTED			/* switch, always restricted */
+} DgenIdentity;
+
+extern void dgen_handler_run(DgenScope *scope, DgenCallbackKind kind, DgenIdentity identity,
+							 int nargs, NullableDatum *args, DgenResult *result);
+extern void dgen_scope_say(DgenDirective what, const char *text, const Interval *interval);
+extern void dgen_scope_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
+extern void dgen_scope_reset(void); /* at the end of a transaction */
+
+/* ------------------------------------------------------------ activation.c
+ *
+ * One activation: a message or a call meets its server.  Shared by workers,
+ * invoke, drain and inline.
+ */
+typedef enum DgenOutcome
+{
+	DGEN_HANDLED,
+	DGEN_REJECTED,				/* dead letter now; work undone by the caller */
+	DGEN_RETRY_LATER,			/* retry_after; work undone by the caller */
+	DGEN_NO_SERVER				/* stopped and not auto_start, or tombstone */
+} DgenOutcome;
+
+typedef struct DgenActivation
+{
+	DgenModule *module;
+	DgenServer *server;
+	DgenIdentity identity;
+	DgenCallbackKind callback;
+	const char *kind;
+	Jsonb	   *message;
+	Jsonb	   *context;
+	const char *sender;
+	const char *sender_role;
+	const char *message_vsn;
+	struct DgenCall *call;
+	int64		request_id;
+	/* results */
+	DgenOutcome outcome;
+	bool		replied;
+	Jsonb	   *reply;
+	bool		exited;
+	char	   *reason;			/* of exit or reject */
+	Interval   *retry_after;
+} DgenActivation;
+
+/*
+ * Runs it: init first if no incarnation lives, then the callback, deferred
+ * triggers where the process is a worker, validate, size check.  server is
+ * changed in memory (dirty), not written.  Raises what the handler raised.
+ */
+extern void dgen_activation_run(DgenActivation *act);
+extern void dgen_activation_start(DgenActivation *act, Jsonb *args);
+extern void dgen_activation_stop(DgenModule *module, DgenServer *server, const char *reason);
+extern void dgen_activation_set_state(DgenActivation *act, Jsonb *state);
+
+/* ------------------------------------------------------------------ call.c */
+typedef enum DgenCallState
+{
+	DGEN_CALL_QUEUED,			/* in its ready entry, or taken but not begun */
+	DGEN_CALL_RUNNING,			/* its handler has begun; not yet committed */
+	DGEN_CALL_DEFERRED,			/* handled with noreply: dgen.reply() will answer */
+	DGEN_CALL_DONE,				/* result is set */
+	DGEN_CALL_ABANDONED			/* the caller has gone; not to be begun */
+} DgenCallState;
+
+typedef enum DgenCallResult
+{
+	DGEN_CALL_REPLY,
+	DGEN_CALL_ERROR,			/* a packed DgenError */
+	DGEN_CALL_CANCELLED,		/* did not happen: its caller had it cancelled */
+	DGEN_CALL_UNKNOWN			/* OT002 */
+} DgenCallResult;
+
+#define DGEN_CALL_INLINE_REPLY 256
+
+typedef struct DgenCall
+{
+	pg_atomic_uint32 refs;		/* the caller and the queue or worker */
+	pg_atomic_uint32 state;		/* DgenCallState */
+	uint64		id;
+	uint64		secret;			/* of its from token; 0: none was made */
+	Oid			database;
+	int			pool;
+	int32		module_id;
+	int64		hash;
+	int64		place;			/* last message id at issue: its place in the mailbox */
+	int			caller_pgprocno;
+	pg_atomic_uint32 worker_slot;	/* who has it, or PG_UINT32_MAX */
+	pg_atomic_uint64 worker_vxid;	/* process number << 32 | local xid, of the running transaction */
+	int			losses;			/* workers that died with it */
+	TimestampTz issued_at;
+	TimestampTz deadline;		/* DT_NOEND: none */
+	dsa_pointer next;			/* in its ready entry */
+	/* written by the worker before it sets DONE */
+	DgenCallResult result;
+	Size		reply_size;
+	dsa_pointer reply;			/* InvalidDsaPointer: in the inline space */
+	/* where things are in data[]; the address is at 0 */
+	int			role_off;		/* name of the caller's role */
+	int			sender_off;		/* its session id */
+	int			key_off;		/* request_key, or 0 */
+	int			context_off;	/* jsonb, or 0; MAXALIGNed, as the next two */
+	int			request_off;	/* jsonb */
+	int			inline_off;		/* space for a small reply */
+	char		data[FLEXIBLE_ARRAY_MEMBER];
+} DgenCall;
+
+#define DGEN_NO_SLOT PG_UINT32_MAX
+
+extern bool dgen_call_begin(DgenCall *call);	/* false: abandoned */
+extern void dgen_call_unref(DgenCall *call, dsa_pointer self);
+extern void dgen_call_put_reply(DgenCall *call, DgenCallResult result, const void *bytes, Size size);
+extern void dgen_call_put_error(DgenCall *call, const DgenError *err);
+extern void dgen_call_finish(DgenCall *call);	/* DONE and wake; no ERROR */
+extern void dgen_call_at_abort(void);	/* at the abort of any (sub)transaction */
+
+/* ------------------------------------------------------------- deferred.c */
+extern void dgen_deferred_forget(uint64 call_id);
+extern void dgen_deferred_xact_callback(XactEvent event);
+extern void dgen_deferred_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
+
+/* --------------------------------------------------------- batch.c, worker.c */
+extern void dgen_batch_serve(int pool, DgenTaken *taken, int n, int32 module_id);
+extern void dgen_batch_flush(void); /* pending states, before a read through the API */
+extern bool dgen_batch_unflushed(void);
+extern DgenServer *dgen_batch_server(const char *address);
+extern void dgen_batch_touch(int64 hash);
+extern void dgen_batch_keep(DgenServer *server);	/* its state outlives the handler's memory */
+extern bool dgen_batch_in_company(void);
+extern void dgen_batch_at_exit(void);
+extern void dgen_batch_xact_callback(XactEvent event);
+extern bool dgen_batch_active(void);
+extern void dgen_batch_split(const char *why);	/* this activation must run alone */
+extern PGDLLEXPORT void dgen_worker_main(Datum main_arg);
+
+/* --------------------------------------------------------------- invoke.c */
+/* a call in the caller's transaction; inlined: for tests, isolation is waived */
+extern Jsonb *dgen_invoke_call(const DgenAddress *to, Jsonb *request, bool inlined);
+extern void dgen_check_isolation(DgenModule *module);
+
+/* ---------------------------------------------------------------- drain.c */
+/* handles what this transaction sent to a server, in it; how many messages */
+extern int	dgen_drain_server(const DgenAddress *to);
+
+/* ------------------------------------------------------------------ send.c */
+/* size limit and accept, as kind "call", "cast", "info" or "request" */
+extern void dgen_check_message(DgenModule *module, const DgenAddress *to, const char *kind, Jsonb *message);
+
+/* ----------------------------------------------------------------- reply.c */
+extern Jsonb *dgen_reply_by_key(const char *server, const char *key, int64 *request_hash);
+extern void dgen_reply_store(DgenModule *module, int64 id, const char *server, const char *request_key,
+							 int64 request_hash, const char *sender_role, Jsonb *reply, Jsonb *error);
+
+/* ---------------------------------------------------------------- waiter.c
+ *
+ * Who waits for which reply (by the request's id), or for the next state of
+ * which server (by its hash).  A hint: waiters look again at least each second.
+ */
+typedef enum DgenWaitKind
+{
+	DGEN_WAIT_REPLY,
+	DGEN_WAIT_STATE
+} DgenWaitKind;
+
+#define DGEN_WAIT_ANY 0			/* a waiter's key: any of its kind */
+
+extern Size dgen_waiter_size(void);
+extern void dgen_waiter_init(void *place, bool found);
+extern bool dgen_waiter_add(DgenWaitKind kind, int64 key);	/* then look; false: no place */
+extern void dgen_waiter_remove(void);	/* all of this process */
+extern void dgen_waiter_at_abort(void); /* at the abort of any (sub)transaction */
+/* no ERROR in these: they may be called from commit callbacks */
+extern bool dgen_waiters_any(void);
+extern void dgen_waiter_notify(DgenWaitKind kind, int64 key);
+extern void dgen_waiter_xact_callback(XactEvent event);
+/* wakes who waits for this when this transaction commits */
+extern void dgen_notify_at_commit(DgenWaitKind kind, int64 key);
+
+/* -------------------------------------------------------------- launcher.c */
+extern void dgen_launcher_register(void);	/* from _PG_init */
+extern PGDLLEXPORT void dgen_launcher_main(Datum main_arg);
+/* want a worker, or a keeper, for this database: wakes the launcher; no ERROR */
+extern void dgen_want_keeper(Oid database);
+
+/*
+ * A worker's slot: its number is in bgw_main_arg, its generation in bgw_extra.
+ * attach: in the worker, before it connects; false: not meant, exit 0.  It
+ * leaves the slot STARTING; IDLE, once connected, says that the start worked.
+ * release: at the worker's exit, after its transaction's end; no ERROR.
+ */
+extern bool dgen_slot_attach(Datum main_arg);
+extern void dgen_slot_release(int slotno, uint32 generation);
+
+/* settings of a process that runs dgen's own code only */
+extern void dgen_internal_settings(const char *application_name);
+
+/* ---------------------------------------------------------------- keeper.c */
+extern PGDLLEXPORT void dgen_keeper_main(Datum main_arg);
+
+/* ------------------------------------------------------------- lifecycle.c
+ *
+ * DROP DATABASE and its kin, CREATE and DROP EXTENSION, armed databases.
+ */
+extern void dgen_lifecycle_install(void);	/* ProcessUtility and object access hooks */
+extern void dgen_lifecycle_xact(XactEvent event);	/* from the transaction callback; no ERROR */
+extern bool dgen_database_armed(void);	/* reads the two tables; needs a transaction */
+extern void dgen_check_enabled(void);	/* OT017: standby, disabled, not armed */
+extern void dgen_check_writable(void);	/* OT017 on a standby; 25006 in a read-only transaction */
+extern void dgen_arm(void);		/* the first create_module */
+
+/* ---------------------------------------------------------------- args.c */
+extern Jsonb *dgen_arg_jsonb(FunctionCallInfo fcinfo, int argno);	/* SQL null: JSON null */
+extern bool dgen_arg_interval(FunctionCallInfo fcinfo, int argno, const char *name, bool zero_ok, int64 *usecs);
+/* a month as 30 days; false if infinite or too long */
+extern bool dgen_interval_usecs(const Interval *span, int64 *usecs);
+extern char *dgen_arg_text(FunctionCallInfo fcinfo, int argno); /* NULL if null */
+extern Jsonb *dgen_json_null(void);
+
+/* ------------------------------------------------------------- waitpoint.c */
+extern void dgen_waitpoint_reach(const char *name);
+
+#endif							/* DGEN_H */

@@ -1,0 +1,387 @@
+/*-------------------------------------------------------------------------
+ *
+ * drain.c
+ *	  For the tests of users: handling messages inside the transaction that
+ *	  sent them, trying a callback, and waiting until all is quiet.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "batch.h"
+
+#include "access/skey.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "utils/fmgrprotos.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+#include "utils/wait_event.h"
+
+/* ---------------------------------------------------------------- drain */
+
+/* Take a message of this transaction out of its table; false: it is not there. */
+static bool
+take_message(const DgenSent *sent, DgenMessage *msg)
+{
+	DgenTable  *table = dgen_table_open(sent->due_at ? DGEN_T_DELAYED : DGEN_T_MESSAGE,
+										RowExclusiveLock);
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+	bool		found = false;
+
+	dgen_key_int8(&key, 1, sent->id, BTEqualStrategyNumber);
+	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
+	tuple = dgen_scan_next(scan);
+	if (tuple != NULL)
+	{
+		dgen_message_deform(tuple, RelationGetDescr(table->rel), sent->due_at ? 1 : 0, msg);
+		found = true;
+	}
+	dgen_scan_end(scan);
+	if (found)
+		found = dgen_table_delete(table, &msg->tid) == TM_Ok;
+	dgen_table_close(table);
+	CommandCounterIncrement();
+	return found;
+}
+
+static void
+handle_message(DgenModule *module, DgenMessage *msg)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
+	DgenActivation act = {0};
+
+	(void) dgen_lease_take(msg->hash, true);
+	dgen_ring_at_end(module, msg->hash);
+	act.server = dgen_server_read(table, msg->server, msg->hash, NULL);
+	dgen_server_check_snapshot(act.server);
+	act.module = module;
+	act.identity = DGEN_AS_OWNER;
+	act.callback = msg->kind == 'c' ? DGEN_HANDLE_CAST :
+		msg->kind == 'r' ? DGEN_HANDLE_CALL : DGEN_HANDLE_INFO;
+	act.kind = msg->kind == 'c' ? "cast" : msg->kind == 'r' ? "request" :
+		msg->kind == 'p' ? "reply" : "info";
+	act.message = msg->message;
+	act.context = msg->context;
+	act.sender = msg->sender;
+	act.sender_role = msg->sender_role;
+	act.message_vsn = msg->vsn;
+	act.request_id = msg->kind == 'r' ? msg->id : 0;
+	if (module->ephemeral)
+		act.server->active = false;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	dgen_activation_run(&act);
+	PopActiveSnapshot();
+	if (act.outcome == DGEN_REJECTED || act.outcome == DGEN_RETRY_LATER)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_REFUSED),
+				 act.outcome == DGEN_REJECTED ?
+				 errmsg("server \"%s\" rejected the message: %s", msg->server, act.reason) :
+				 errmsg("server \"%s\" asked for the message to be tried later", msg->server)));
+	if (act.outcome == DGEN_HANDLED && msg->kind == 'r' && act.replied)
+		dgen_request_reply(module, msg, act.reply, NULL);
+	else if (act.outcome == DGEN_HANDLED && msg->kind == 'r')
+		dgen_deferred_request(module, msg);
+	if (!module->ephemeral)
+		dgen_server_write(table, act.server, NULL);
+	dgen_table_close(table);
+}
+
+/* Handle what this transaction sent, to one server (hash) or to all (0). */
+static int
+drain(int64 hash)
+{
+	DgenSent   *sent;
+	int			handled = 0;
+
+	/* handlers may send more, which moves the list */
+	for (int i = 0; i < dgen_mailbox_uncommitted(&sent); i++)
+	{
+		DgenSent	one = sent[i];
+		DgenModule *module;
+		DgenMessage msg;
+
+		CHECK_FOR_INTERRUPTS();
+		if (one.id == 0 || (hash != 0 && one.hash != hash) ||
+			one.due_at > GetCurrentTimestamp())
+			continue;
+		module = dgen_module_by_id(one.module_id);
+		dgen_mailbox_forget_sent(one.id);
+		if (module == NULL || !take_message(&one, &msg))
+			continue;
+		dgen_module_check_running(module);
+		dgen_module_hold(module);
+		handle_message(module, &msg);
+		dgen_module_release(module);
+		handled++;
+	}
+	return handled;
+}
+
+int
+dgen_drain_server(const DgenAddress *to)
+{
+	return drain(to->hash);
+}
+
+PG_FUNCTION_INFO_V1(dgen_drain);
+
+/* drain(server text) -> integer: handle this transaction's messages inside it */
+Datum
+dgen_drain(PG_FUNCTION_ARGS)
+{
+	DgenAddress to;
+	int64		hash = 0;
+
+	dgen_check_writable();
+	if (dgen_scope != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+				 errmsg("dgen.drain() cannot be used in a handler")));
+	if (!PG_ARGISNULL(0))
+	{
+		dgen_address_arg(fcinfo, 0, &to);
+		hash = to.hash;
+	}
+	CommandCounterIncrement();
+	PG_RETURN_INT32(drain(hash));
+}
+
+/* ---------------------------------------------------------------- try */
+
+static DgenCallbackKind
+callback_by_name(const char *name)
+{
+	for (int i = 0; i < DGEN_NCALLBACKS; i++)
+	{
+		if (name != NULL && strcmp(dgen_callback_name(i), name) == 0)
+			return i;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("there is no callback \"%s\"", name ? name : "null"),
+			 errhint("Callbacks are init, handle_call, handle_cast, handle_info, handle_query and so on.")));
+}
+
+static void
+push_field(JsonbParseState **parse, const char *key, JsonbValue *value)
+{
+	JsonbValue	k;
+
+	k.type = jbvString;
+	k.val.string.val = unconstify(char *, key);
+	k.val.string.len = strlen(key);
+	pushJsonbValue(parse, WJB_KEY, &k);
+	pushJsonbValue(parse, WJB_VALUE, value);
+}
+
+static void
+push_document(JsonbParseState **parse, const char *key, Jsonb *jb)
+{
+	JsonbValue	v;
+
+	if (JB_ROOT_IS_SCALAR(jb))
+		JsonbExtractScalar(&jb->root, &v);
+	else
+	{
+		v.type = jbvBinary;
+		v.val.binary.data = &jb->root;
+		v.val.binary.len = VARSIZE(jb) - VARHDRSZ;
+	}
+	push_field(parse, key, &v);
+}
+
+static void
+push_text(JsonbParseState **parse, const char *key, const char *text)
+{
+	JsonbValue	v;
+
+	v.type = jbvString;
+	v.val.string.val = unconstify(char *, text);
+	v.val.string.len = strlen(text);
+	push_field(parse, key, &v);
+}
+
+static Jsonb *
+describe(DgenResult *result, DgenCallback *cb)
+{
+	JsonbParseState *parse = NULL;
+	JsonbValue	yes = {.type = jbvBool, .val.boolean = true};
+
+	pushJsonbValue(&parse, WJB_BEGIN_OBJECT, NULL);
+	if (result->has_state)
+		push_document(&parse, "state", result->state);
+	if (result->has_reply)
+		push_document(&parse, "reply", result->reply);
+	if (result->noreply)
+		push_field(&parse, "noreply", &yes);
+	if (result->exit)
+		push_text(&parse, "exit", result->exit);
+	if (result->reject)
+		push_text(&parse, "reject", result->reject);
+	if (result->retry_after)
+		push_text(&parse, "retry_after",
+				  DatumGetCString(DirectFunctionCall1(interval_out,
+													  IntervalPGetDatum(result->retry_after))));
+	if (!cb->composite && cb->nresults == 1 && cb->results[0] == DGEN_RESULT_VALUE &&
+		!result->is_null)
+	{
+		if (cb->result_types[0] == BOOLOID)
+		{
+			yes.val.boolean = DatumGetBool(result->value);
+			push_field(&parse, "value", &yes);
+		}
+		else
+			push_document(&parse, "value", DatumGetJsonbP(result->value));
+	}
+	return JsonbValueToJsonb(pushJsonbValue(&parse, WJB_END_OBJECT, NULL));
+}
+
+/* Arguments of a callback, as far as message and state can stand for them. */
+static int
+trial_args(DgenCallbackKind kind, Jsonb *message, Jsonb *state, NullableDatum *args)
+{
+	bool		only_state = kind == DGEN_VALIDATE || kind == DGEN_FORMAT_STATUS ||
+		kind == DGEN_ATTRIBUTES;
+
+	args[0].isnull = args[1].isnull = args[2].isnull = false;
+	args[0].value = JsonbPGetDatum(only_state ? state : message);
+	args[1].value = JsonbPGetDatum(state);
+	if (kind == DGEN_ACCEPT)
+	{
+		args[0].value = CStringGetTextDatum("cast");
+		args[1].value = JsonbPGetDatum(message);
+	}
+	else if (kind == DGEN_HANDLE_DEAD_LETTER)
+	{
+		args[1].value = Int32GetDatum(1);
+		args[2].value = JsonbPGetDatum(dgen_json_null());
+	}
+	else if (kind == DGEN_TERMINATE || kind == DGEN_CODE_CHANGE)
+		args[0].value = CStringGetTextDatum("try");
+	return 3;
+}
+
+PG_FUNCTION_INFO_V1(dgen_try);
+
+/*
+ * try(module text, callback text, message jsonb, state jsonb) -> jsonb: what
+ * the callback says; what it does is undone.
+ */
+Datum
+dgen_try(PG_FUNCTION_ARGS)
+{
+	char	   *name = dgen_arg_text(fcinfo, 0);
+	DgenCallbackKind kind = callback_by_name(dgen_arg_text(fcinfo, 1));
+	Jsonb	   *message = dgen_arg_jsonb(fcinfo, 2);
+	Jsonb	   *state = dgen_arg_jsonb(fcinfo, 3);
+	MemoryContext old = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	DgenModule *module;
+	DgenScope	scope = {0};
+	DgenResult	result;
+	NullableDatum args[3];
+	Jsonb	   *said;
+
+	if (name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("name of a module must not be null")));
+	module = dgen_module_get(name, false);
+	dgen_module_check_operate(module);
+	dgen_module_check_running(module);
+
+	BeginInternalSubTransaction("dgen.try");
+	MemoryContextSwitchTo(old);
+	scope.module = module;
+	scope.server = psprintf("%s/try", module->name);
+	scope.hash = dgen_address_hash(scope.server, strlen(scope.server));
+	scope.kind = kind == DGEN_HANDLE_CALL ? "call" : kind == DGEN_HANDLE_INFO ? "info" : "cast";
+	dgen_handler_run(&scope, kind, DGEN_AS_OWNER, trial_args(kind, message, state, args),
+					 args, &result);
+	said = describe(&result, dgen_module_callback(module, kind));
+	RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(old);
+	CurrentResourceOwner = owner;
+	PG_RETURN_JSONB_P(said);
+}
+
+/* ---------------------------------------------------------------- wait_idle */
+
+/* Is there a message for the server, the module, or anybody? */
+static bool
+is_busy(const char *server, int64 hash, const char *module)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_MESSAGE, AccessShareLock);
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+	bool		busy = false;
+	Size		len = module ? strlen(module) : 0;
+
+	if (server != NULL)
+		dgen_key_int8(&key, 1, hash, BTEqualStrategyNumber);
+	scan = dgen_scan_begin(table, server ? DGEN_I_MESSAGE_MAILBOX : DGEN_I_PKEY, NULL,
+						   server ? 1 : 0, &key);
+	while (!busy && (tuple = dgen_scan_next(scan)) != NULL)
+	{
+		bool		isnull;
+		char	   *to = TextDatumGetCString(heap_getattr(tuple, 9,
+														  RelationGetDescr(table->rel), &isnull));
+
+		busy = server ? strcmp(to, server) == 0 :
+			module ? strncmp(to, module, len) == 0 && to[len] == '/' : true;
+		CHECK_FOR_INTERRUPTS();
+	}
+	dgen_scan_end(scan);
+	dgen_table_close(table);
+	return busy;
+}
+
+PG_FUNCTION_INFO_V1(dgen_wait_idle);
+
+/*
+ * wait_idle(server, module, everything, timeout) -> boolean: true once no
+ * message waits; false at the timeout.
+ */
+Datum
+dgen_wait_idle(PG_FUNCTION_ARGS)
+{
+	char	   *module = dgen_arg_text(fcinfo, 1);
+	bool		everything = !PG_ARGISNULL(2) && PG_GETARG_BOOL(2);
+	int64		timeout = INT64CONST(5000000);
+	TimestampTz deadline;
+	DgenAddress to;
+	MemoryContext mcxt;
+	bool		busy;
+
+	if (!PG_ARGISNULL(0))
+		dgen_address_arg(fcinfo, 0, &to);
+	if ((!PG_ARGISNULL(0)) + (module != NULL) + everything != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("exactly one of server, module and everything must be given"),
+				 errhint("For example dgen.wait_idle('counter/home') or dgen.wait_idle(everything => true).")));
+	dgen_arg_interval(fcinfo, 3, "timeout", true, &timeout);
+	if (module != NULL || !PG_ARGISNULL(0))
+		dgen_module_check_read(dgen_module_get(module ? module : to.module, false));
+	deadline = GetCurrentTimestamp() + timeout;
+	mcxt = AllocSetContextCreate(CurrentMemoryContext, "dgen.wait_idle", ALLOCSET_SMALL_SIZES);
+	for (;;)
+	{
+		MemoryContext old = MemoryContextSwitchTo(mcxt);
+
+		busy = is_busy(PG_ARGISNULL(0) ? NULL : to.text, PG_ARGISNULL(0) ? 0 : to.hash, module);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(mcxt);
+		if (!busy || GetCurrentTimestamp() >= deadline)
+			break;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 5,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	PG_RETURN_BOOL(!busy);
+}

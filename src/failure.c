@@ -1,0 +1,405 @@
+/*-------------------------------------------------------------------------
+ *
+ * failure.c
+ *	  What becomes of a message that failed alone.
+ *
+ * An error of its own counts as an attempt; the message keeps its place and
+ * is tried again after a backoff, and after max_attempts is a dead letter.  A
+ * fault of the environment (a missing table, a full disk) holds the server
+ * without counting, unless other messages of the module succeed meanwhile or
+ * it lasts for hold_max.  reject makes a dead letter at once, retry_after
+ * waits without counting.
+ *
+ * Runs in a worker, in a transaction of its own after the failed one has been
+ * rolled back, under the server's lease.  The message's row is not touched
+ * until it ends: what is known of its failures is in dgen.attempt, and the
+ * server's row says that there are such.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "batch.h"
+
+#include <math.h>
+
+#include "access/skey.h"
+#include "access/xact.h"
+#include "common/pg_prng.h"
+#include "utils/fmgrprotos.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+#include "worker.h"
+
+/* a row of dgen.attempt */
+typedef struct Attempt
+{
+	ItemPointerData tid;
+	bool		exists;
+	int			attempts;
+	int			holds;
+	TimestampTz next_at;
+	TimestampTz held_since;		/* 0: not held */
+} Attempt;
+
+/* ---------------------------------------------------------------- rows */
+
+static void
+read_attempt(DgenTable *table, int64 id, Attempt *a)
+{
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+	TupleDesc	desc = RelationGetDescr(table->rel);
+	bool		isnull;
+
+	memset(a, 0, sizeof(Attempt));
+	dgen_key_int8(&key, 1, id, BTEqualStrategyNumber);
+	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
+	tuple = dgen_scan_next(scan);
+	if (tuple != NULL)
+	{
+		a->exists = true;
+		a->tid = tuple->t_self;
+		a->attempts = DatumGetInt32(heap_getattr(tuple, 3, desc, &isnull));
+		a->holds = DatumGetInt32(heap_getattr(tuple, 4, desc, &isnull));
+		a->next_at = DatumGetTimestampTz(heap_getattr(tuple, 5, desc, &isnull));
+		a->held_since = DatumGetTimestampTz(heap_getattr(tuple, 6, desc, &isnull));
+		if (isnull)
+			a->held_since = 0;
+	}
+	dgen_scan_end(scan);
+}
+
+static void
+delete_attempt(DgenTable *table, Attempt *a)
+{
+	if (a->exists)
+		(void) dgen_table_delete_wait(table, &a->tid);
+	a->exists = false;
+}
+
+static void
+write_attempt(DgenTable *table, Attempt *a, DgenMessage *msg, const DgenError *error)
+{
+	Datum		values[8];
+	bool		nulls[8] = {false};
+
+	delete_attempt(table, a);
+	values[0] = Int64GetDatum(msg->id);
+	values[1] = CStringGetTextDatum(msg->server);
+	values[2] = Int32GetDatum(a->attempts);
+	values[3] = Int32GetDatum(a->holds);
+	values[4] = TimestampTzGetDatum(a->next_at);
+	values[5] = TimestampTzGetDatum(a->held_since);
+	nulls[5] = a->held_since == 0;
+	values[6] = CStringGetTextDatum(dgen_error_sqlstate(error));
+	values[7] = JsonbPGetDatum(dgen_error_to_jsonb(error));
+	dgen_table_insert(table, values, nulls, NULL);
+	CommandCounterIncrement();
+}
+
+/* Are there rows of dgen.attempt for the server? */
+static bool
+has_attempts(DgenTable *table, const char *server)
+{
+	ScanKeyData key;
+	DgenScan   *scan;
+	bool		found;
+
+	dgen_key_text(&key, 1, server);
+	scan = dgen_scan_begin(table, DGEN_I_ATTEMPT_SERVER, NULL, 1, &key);
+	found = dgen_scan_next(scan) != NULL;
+	dgen_scan_end(scan);
+	return found;
+}
+
+static void
+note_failing(DgenServer *server, bool failing)
+{
+	if (server->failing == failing)
+		return;
+	server->failing = failing;
+	server->dirty = true;
+	/* a row that was made for this alone goes with it */
+	if (!failing && !server->active && !server->suspended && server->state == NULL &&
+		server->stop_reason == NULL && server->tombstone_until == 0 && server->incarnation == 0)
+		server->erased = true;
+}
+
+/*
+ * A message that had failed before has been handled: forget its failures.
+ */
+void
+dgen_failure_forget(Batch *b, DgenServer *server, int64 message_id)
+{
+	Attempt		a;
+
+	read_attempt(b->attempts, message_id, &a);
+	delete_attempt(b->attempts, &a);
+	CommandCounterIncrement();
+	note_failing(server, has_attempts(b->attempts, server->address));
+	dgen_hand_forget(MyDatabaseId, message_id);
+}
+
+/* ---------------------------------------------------------------- dead letters */
+
+static void
+insert_letter(DgenMessage *msg, int attempts, const DgenError *error)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_LETTER, RowExclusiveLock);
+	Datum		values[DGEN_MESSAGE_NATTS + 4];
+	bool		nulls[DGEN_MESSAGE_NATTS + 4] = {false};
+
+	dgen_message_form(msg, values, nulls);
+	for (int i = DGEN_MESSAGE_NATTS; i < DGEN_MESSAGE_NATTS + 4; i++)
+		nulls[i] = false;
+	values[DGEN_MESSAGE_NATTS] = TimestampTzGetDatum(GetCurrentTimestamp());
+	values[DGEN_MESSAGE_NATTS + 1] = Int32GetDatum(attempts);
+	values[DGEN_MESSAGE_NATTS + 2] = CStringGetTextDatum(dgen_error_sqlstate(error));
+	values[DGEN_MESSAGE_NATTS + 3] = JsonbPGetDatum(dgen_error_to_jsonb(error));
+	dgen_table_insert(table, values, nulls, NULL);
+	dgen_table_close(table);
+}
+
+/*
+ * Tell the module, in the same transaction.  In a subtransaction: an error of
+ * the callback must not bring the message back.
+ */
+static void
+run_handle_dead_letter(DgenModule *module, DgenMessage *msg, int attempts, const DgenError *error)
+{
+	MemoryContext old = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+
+	if (!module->callbacks[DGEN_HANDLE_DEAD_LETTER].present)
+		return;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	BeginInternalSubTransaction("handle_dead_letter");
+	MemoryContextSwitchTo(old);
+	PG_TRY();
+	{
+		DgenScope	scope = {0};
+		DgenResult	result;
+		NullableDatum args[3];
+
+		scope.module = module;
+		scope.server = msg->server;
+		scope.hash = msg->hash;
+		scope.kind = "dead_letter";
+		scope.sender = msg->sender;
+		scope.sender_role = msg->sender_role;
+		scope.context = msg->context;
+		args[0].value = JsonbPGetDatum(msg->message);
+		args[1].value = Int32GetDatum(attempts);
+		args[2].value = JsonbPGetDatum(dgen_error_to_jsonb(error));
+		args[0].isnull = args[1].isnull = args[2].isnull = false;
+		dgen_worker_arm(module->handler_timeout, false);
+		dgen_handler_run(&scope, DGEN_HANDLE_DEAD_LETTER, DGEN_AS_WORKER, 3, args, &result);
+		dgen_worker_disarm();
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		dgen_worker_disarm();
+		MemoryContextSwitchTo(old);
+		edata = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		ereport(LOG,
+				(errcode(edata->sqlerrcode),
+				 errmsg("handle_dead_letter of module \"%s\" failed: %s",
+						module->name, edata->message)));
+		FreeErrorData(edata);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	CurrentResourceOwner = owner;
+	PopActiveSnapshot();
+}
+
+static void
+bury(DgenModule *module, DgenServer *server, DgenTable *messages, DgenTable *attempts,
+	 DgenMessage *msg, Attempt *a, const DgenError *error)
+{
+	int			in_a_row;
+
+	if (dgen_table_delete(messages, &msg->tid) != TM_Ok)
+		return;					/* cancelled meanwhile */
+	delete_attempt(attempts, a);
+	CommandCounterIncrement();
+	insert_letter(msg, a->attempts, error);
+	if (msg->kind == 'r')
+		dgen_request_reply(module, msg, NULL, dgen_error_to_jsonb(error));
+	run_handle_dead_letter(module, msg, a->attempts, error);
+	dgen_hand_forget(MyDatabaseId, msg->id);
+
+	if (module->suspend_on_dead_letter && !server->suspended)
+	{
+		server->suspended = true;
+		server->suspended_at = GetCurrentTimestamp();
+		server->suspended_by = "dgen: dead letter";
+		server->dirty = true;
+	}
+	in_a_row = dgen_breaker_letter(MyDatabaseId, module->id, msg->hash);
+	if (module->breaker > 0 && in_a_row >= module->breaker && !module->suspended)
+		dgen_module_suspend(module, "dgen",
+							psprintf("breaker: dead letters from %d servers in a row, the last with %s: %s",
+									 in_a_row, dgen_error_sqlstate(error), error->message));
+}
+
+/* ---------------------------------------------------------------- decisions */
+
+static TimestampTz
+backoff(DgenModule *module, int n)
+{
+	double		seconds = module->backoff_initial * pow(module->backoff_factor, Max(n - 1, 0));
+
+	seconds = Min(seconds, module->backoff_max);
+	/* a tenth more or less, so that what failed together does not come back together */
+	seconds *= 0.9 + 0.2 * pg_prng_double(&pg_global_prng_state);
+	return GetCurrentTimestamp() + (int64) (seconds * USECS_PER_SEC);
+}
+
+/*
+ * Does a fault of the environment count after all?  Yes if the module's other
+ * messages succeed, or when it has lasted too long.
+ */
+static bool
+fault_counts(DgenModule *module, Attempt *a, DgenFault fault)
+{
+	if (fault != DGEN_FAULT_ENVIRONMENT)
+		return true;
+	if (a->held_since == 0)
+		return false;
+	return dgen_breaker_last_success(MyDatabaseId, module->id) > a->held_since ||
+		GetCurrentTimestamp() - a->held_since > (int64) (module->hold_max * USECS_PER_SEC);
+}
+
+/*
+ * Decide, and update the attempt; true if the message is a dead letter.
+ */
+static bool
+decide(Batch *b, DgenModule *module, DgenMessage *msg, Attempt *a)
+{
+	int			max_attempts = msg->max_attempts > 0 ? msg->max_attempts : module->max_attempts;
+
+	if (b->rejected)
+	{
+		a->attempts++;
+		return true;
+	}
+	if (b->retry_after != NULL)
+	{
+		a->held_since = 0;
+		a->next_at = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+															 TimestampTzGetDatum(GetCurrentTimestamp()),
+															 IntervalPGetDatum(b->retry_after)));
+		return false;
+	}
+	if (!fault_counts(module, a, dgen_error_fault(b->error->sqlerrcode)))
+	{
+		a->holds++;
+		if (a->held_since == 0)
+			a->held_since = GetCurrentTimestamp();
+		a->next_at = backoff(module, a->holds);
+		return false;
+	}
+	a->attempts++;
+	a->held_since = 0;
+	a->next_at = backoff(module, a->attempts);
+	return a->attempts >= max_attempts;
+}
+
+static void
+record(Batch *b, BatchItem *item)
+{
+	DgenModule *module = dgen_module_by_id(b->module_id);
+	DgenMessage *msg = item->msg;
+	DgenTable  *messages = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
+	DgenTable  *attempts = dgen_table_open(DGEN_T_ATTEMPT, RowExclusiveLock);
+	DgenTable  *servers = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
+	DgenServer *server;
+	Attempt		a;
+
+	if (module == NULL)
+		return;
+	server = dgen_server_read(servers, msg->server, msg->hash, NULL);
+	read_attempt(attempts, msg->id, &a);
+	if (decide(b, module, msg, &a))
+		bury(module, server, messages, attempts, msg, &a, b->error);
+	else
+	{
+		write_attempt(attempts, &a, msg, b->error);
+		dgen_due_at_commit(a.next_at);
+	}
+	note_failing(server, has_attempts(attempts, server->address));
+	dgen_server_write(servers, server, NULL);
+	dgen_table_close(messages);
+	dgen_table_close(attempts);
+	dgen_table_close(servers);
+}
+
+/*
+ * Record the failure in b->error of a message whose transaction has been
+ * rolled back.  If even that fails, the message is as before, and is tried
+ * again a second later.
+ */
+void
+dgen_failure_record(Batch *b, BatchItem *item)
+{
+	MemoryContext mcxt = b->mcxt;
+
+	PG_TRY();
+	{
+		SetCurrentStatementStartTimestamp();
+		StartTransactionCommand();
+		XactReadOnly = false;
+		XactIsoLevel = XACT_READ_COMMITTED;
+		MemoryContextSwitchTo(mcxt);
+		/* who got the lease in between may have ended the message, too */
+		if (dgen_lease_take(item->msg->hash, false))
+			record(b, item);
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		HOLD_INTERRUPTS();
+		MemoryContextSwitchTo(mcxt);
+		edata = CopyErrorData();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		ereport(LOG,
+				(errcode(edata->sqlerrcode),
+				 errmsg("could not record the failure of a message to server \"%s\": %s",
+						item->msg->server, edata->message)));
+		for (int i = 0; i < b->nleases; i++)
+			b->leases[i].park_until = GetCurrentTimestamp() + INT64CONST(1000000);
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(mcxt);
+}
+
+/*
+ * A message that was in hand when the server or its worker went down: count
+ * that as an attempt, committed before it runs again, alone.
+ */
+void
+dgen_failure_accuse(Batch *b, BatchItem *item)
+{
+	static DgenError lost = {ERRCODE_DGEN_WORKER_LOST,
+		"worker was lost while it handled this message", NULL,
+	"See the server's log for why the process ended."};
+
+	b->error = &lost;
+	record(b, item);
+	b->error = NULL;
+	dgen_hand_forget(MyDatabaseId, item->msg->id);
+	b->leases[item->lease].more = true;
+	b->leases[item->lease].low = Min(b->leases[item->lease].low, item->msg->id);
+}

@@ -1,0 +1,378 @@
+/*-------------------------------------------------------------------------
+ *
+ * handler.c
+ *	  Calls one callback of a module, as the right role, and decodes what it
+ *	  said.
+ *
+ * In a worker the process is the module's owner already.  Everywhere else the
+ * callback runs under SECURITY_LOCAL_USERID_CHANGE as the owner, and under
+ * SECURITY_RESTRICTED_OPERATION as well unless the owner may become the
+ * caller anyway: what an owner's code could leave behind to run later as the
+ * caller (deferred triggers before PostgreSQL 18, temporary objects, cursors)
+ * it then either cannot leave, or gains nothing by.
+ *
+ * A GUC nest level around each callback undoes what it sets.  In a worker the
+ * module's search_path and TimeZone are the session's, set between
+ * transactions; elsewhere they are set inside the nest level.
+ *
+ * While a callback runs, dgen_scope says which.  Scopes form a stack, since a
+ * handler's call is an invoke; they live in TopTransactionContext because an
+ * error unwinds past the frames that made them, and the end of the
+ * (sub)transaction pops them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "dgen.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "pgstat.h"
+#include "utils/acl.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/typcache.h"
+
+typedef struct DgenSaid
+{
+	DgenDirective what;
+	char	   *text;
+	Interval	interval;
+	SubTransactionId subid;
+} DgenSaid;
+
+DgenScope  *dgen_scope = NULL;
+
+/* ---------------------------------------------------------------- directives */
+
+static const char *
+directive_name(DgenDirective what)
+{
+	switch (what)
+	{
+		case DGEN_SAID_NOREPLY:
+			return "noreply";
+		case DGEN_SAID_EXIT:
+			return "exit";
+		case DGEN_SAID_REJECT:
+			return "reject";
+		case DGEN_SAID_RETRY_AFTER:
+			return "retry_after";
+	}
+	return "directive";
+}
+
+/* Which directives a callback may give. */
+static int
+allowed_directives(DgenCallbackKind callback, const char *kind)
+{
+	switch (callback)
+	{
+		case DGEN_HANDLE_CALL:
+			return DGEN_SAID_NOREPLY | DGEN_SAID_EXIT | DGEN_SAID_REJECT |
+				(strcmp(kind, "request") == 0 ? DGEN_SAID_RETRY_AFTER : 0);
+		case DGEN_HANDLE_CAST:
+		case DGEN_HANDLE_INFO:
+		case DGEN_HANDLE_CONTINUE:
+			return DGEN_SAID_EXIT | DGEN_SAID_REJECT | DGEN_SAID_RETRY_AFTER;
+		default:
+			return 0;
+	}
+}
+
+static void
+check_allowed(DgenScope *scope, DgenDirective what)
+{
+	if ((allowed_directives(scope->callback, scope->kind) & what) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+				 errmsg("directive \"%s\" is not allowed in %s",
+						directive_name(what), dgen_callback_name(scope->callback)),
+				 what == DGEN_SAID_NOREPLY ? errhint("Only handle_call can answer later.") :
+				 what == DGEN_SAID_RETRY_AFTER ? errhint("A caller waits: raise an error, and let it call again.") :
+				 errhint("See the table of directives in the documentation.")));
+}
+
+/*
+ * A handler said a directive by function: dgen.exit() and the like.  It
+ * counts if the subtransaction that said it commits; the last one wins.
+ */
+void
+dgen_scope_say(DgenDirective what, const char *text, const Interval *interval)
+{
+	MemoryContext old;
+	DgenSaid   *said;
+
+	if (dgen_scope == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+				 errmsg("dgen.%s() can be used in a handler only", directive_name(what))));
+	check_allowed(dgen_scope, what);
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	said = palloc0(sizeof(DgenSaid));
+	said->what = what;
+	said->text = text ? pstrdup(text) : NULL;
+	if (interval != NULL)
+		said->interval = *interval;
+	said->subid = GetCurrentSubTransactionId();
+	dgen_scope->said = lcons(said, dgen_scope->said);
+	MemoryContextSwitchTo(old);
+}
+
+/* ---------------------------------------------------------------- scopes */
+
+/* Leave what an aborted subtransaction entered, and forget what it said. */
+void
+dgen_scope_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent)
+{
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+	{
+		while (dgen_scope != NULL && dgen_scope->subid >= my)
+			dgen_scope = dgen_scope->up;
+	}
+	else if (event != SUBXACT_EVENT_COMMIT_SUB)
+		return;
+
+	for (DgenScope *scope = dgen_scope; scope != NULL; scope = scope->up)
+	{
+		ListCell   *lc;
+
+		foreach(lc, scope->said)
+		{
+			DgenSaid   *said = lfirst(lc);
+
+			if (said->subid < my)
+				continue;
+			if (event == SUBXACT_EVENT_COMMIT_SUB)
+				said->subid = parent;
+			else
+				scope->said = foreach_delete_current(scope->said, lc);
+		}
+	}
+}
+
+void
+dgen_scope_reset(void)
+{
+	dgen_scope = NULL;
+}
+
+/* ---------------------------------------------------------------- identity */
+
+static bool
+is_readonly(DgenCallbackKind kind)
+{
+	return kind == DGEN_HANDLE_QUERY || kind == DGEN_VALIDATE || kind == DGEN_ACCEPT ||
+		kind == DGEN_ATTRIBUTES || kind == DGEN_FORMAT_STATUS || kind == DGEN_FORMAT_MESSAGE;
+}
+
+static void
+become_owner(DgenModule *module, DgenIdentity identity)
+{
+	Oid			caller;
+	int			sec_context;
+
+	GetUserIdAndSecContext(&caller, &sec_context);
+	if (caller != module->owner)
+		sec_context |= SECURITY_LOCAL_USERID_CHANGE;
+	if (identity == DGEN_AS_RESTRICTED ||
+		(caller != module->owner && !member_can_set_role(module->owner, caller)))
+		sec_context |= SECURITY_RESTRICTED_OPERATION;
+	SetUserIdAndSecContext(module->owner, sec_context);
+
+	(void) set_config_option("search_path", module->search_path, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	if (module->timezone != NULL)
+		(void) set_config_option("timezone", module->timezone, PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+}
+
+/* ---------------------------------------------------------------- results */
+
+static Jsonb *
+jsonb_or_null(Datum value, bool isnull)
+{
+	return isnull ? dgen_json_null() : DatumGetJsonbP(value);
+}
+
+static void
+take_field(DgenResultField field, Datum value, bool isnull, DgenResult *result)
+{
+	switch (field)
+	{
+		case DGEN_RESULT_STATE:
+			result->has_state = true;
+			result->state = jsonb_or_null(value, isnull);
+			break;
+		case DGEN_RESULT_REPLY:
+			result->has_reply = !isnull;
+			result->reply = jsonb_or_null(value, isnull);
+			break;
+		case DGEN_RESULT_NOREPLY:
+			result->noreply = !isnull && DatumGetBool(value);
+			break;
+		case DGEN_RESULT_EXIT:
+			result->exit = isnull ? NULL : TextDatumGetCString(value);
+			break;
+		case DGEN_RESULT_REJECT:
+			result->reject = isnull ? NULL : TextDatumGetCString(value);
+			break;
+		case DGEN_RESULT_RETRY_AFTER:
+			result->retry_after = isnull ? NULL : DatumGetIntervalP(value);
+			break;
+		case DGEN_RESULT_VALUE:
+			result->is_null = isnull;
+			result->value = value;
+			break;
+	}
+}
+
+static void
+decode_result(DgenCallback *cb, Datum value, bool isnull, DgenResult *result)
+{
+	Datum		values[DGEN_MAX_RESULTS];
+	bool		nulls[DGEN_MAX_RESULTS];
+
+	if (!cb->composite)
+	{
+		if (cb->nresults == 1)
+			take_field(cb->results[0], value, isnull, result);
+		return;
+	}
+	if (isnull)
+		memset(nulls, true, sizeof(nulls));
+	else
+	{
+		HeapTupleHeader td = DatumGetHeapTupleHeader(value);
+		TupleDesc	desc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(td),
+												  HeapTupleHeaderGetTypMod(td));
+		HeapTupleData tuple;
+
+		tuple.t_len = HeapTupleHeaderGetDatumLength(td);
+		ItemPointerSetInvalid(&tuple.t_self);
+		tuple.t_tableOid = InvalidOid;
+		tuple.t_data = td;
+		/* a composite type may have changed since the module was read */
+		if (desc->natts != cb->nresults)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATATYPE_MISMATCH),
+					 errmsg("callback returned %d columns where %d are declared",
+							desc->natts, cb->nresults)));
+		heap_deform_tuple(&tuple, desc, values, nulls);
+		ReleaseTupleDesc(desc);
+	}
+	for (int i = 0; i < cb->nresults; i++)
+		take_field(cb->results[i], nulls[i] ? (Datum) 0 : values[i], nulls[i], result);
+}
+
+/* Directives said by function hold unless a column says more. */
+static void
+merge_directives(DgenScope *scope, DgenResult *result)
+{
+	int			seen = 0;
+	int			columns = (result->noreply ? DGEN_SAID_NOREPLY : 0) |
+		(result->exit ? DGEN_SAID_EXIT : 0) |
+		(result->reject ? DGEN_SAID_REJECT : 0) |
+		(result->retry_after ? DGEN_SAID_RETRY_AFTER : 0);
+	ListCell   *lc;
+
+	for (int what = 1; what <= DGEN_SAID_RETRY_AFTER; what <<= 1)
+	{
+		if (columns & what)
+			check_allowed(scope, what);
+	}
+	foreach(lc, scope->said)
+	{
+		DgenSaid   *said = lfirst(lc);
+
+		if ((seen | columns) & said->what)
+			continue;
+		seen |= said->what;
+		switch (said->what)
+		{
+			case DGEN_SAID_NOREPLY:
+				result->noreply = true;
+				break;
+			case DGEN_SAID_EXIT:
+				result->exit = pstrdup(said->text);
+				break;
+			case DGEN_SAID_REJECT:
+				result->reject = pstrdup(said->text);
+				break;
+			case DGEN_SAID_RETRY_AFTER:
+				result->retry_after = palloc(sizeof(Interval));
+				*result->retry_after = said->interval;
+				break;
+		}
+	}
+	if ((result->reject && (result->retry_after || result->exit || result->noreply)) ||
+		(result->retry_after && (result->exit || result->noreply)) ||
+		(result->noreply && result->has_reply))
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+				 errmsg("contradictory directives from %s", dgen_callback_name(scope->callback)),
+				 errdetail("It said%s%s%s%s%s.",
+						   result->has_reply && result->noreply ? " reply" : "",
+						   result->noreply ? " noreply" : "",
+						   result->exit ? " exit" : "",
+						   result->reject ? " reject" : "",
+						   result->retry_after ? " retry_after" : ""),
+				 errhint("reject and retry_after undo the activation, and go with nothing else; noreply goes without a reply.")));
+}
+
+/*
+ * Run one callback.  what describes the scope (copied).  Results are in the
+ * current memory context.  Raises what the callback raises; then the caller's
+ * (sub)transaction must abort, which restores user, settings and scope.
+ */
+void
+dgen_handler_run(DgenScope *what, DgenCallbackKind kind, DgenIdentity identity,
+				 int nargs, NullableDatum *args, DgenResult *result)
+{
+	LOCAL_FCINFO(fcinfo, 4);
+	DgenModule *module = what->module;
+	DgenCallback *cb = dgen_module_callback(module, kind);
+	DgenScope  *scope = MemoryContextAlloc(TopTransactionContext, sizeof(DgenScope));
+	PgStat_FunctionCallUsage usage;
+	Oid			save_user;
+	int			save_sec_context;
+	int			nest_level = NewGUCNestLevel();
+	bool		save_readonly = XactReadOnly;
+	Datum		value;
+
+	memset(result, 0, sizeof(DgenResult));
+	*scope = *what;
+	scope->up = dgen_scope;
+	scope->subid = GetCurrentSubTransactionId();
+	scope->callback = kind;
+	scope->readonly = is_readonly(kind) || (dgen_scope && dgen_scope->readonly);
+	scope->said = NIL;
+	if (scope->now == 0)
+		scope->now = GetCurrentTimestamp();
+
+	GetUserIdAndSecContext(&save_user, &save_sec_context);
+	if (identity != DGEN_AS_WORKER)
+		become_owner(module, identity);
+	if (scope->readonly)
+		XactReadOnly = true;
+	dgen_scope = scope;
+
+	InitFunctionCallInfoData(*fcinfo, &cb->flinfo, cb->nargs, InvalidOid, NULL, NULL);
+	for (int i = 0; i < cb->nargs; i++)
+	{
+		fcinfo->args[i].value = i < nargs ? args[i].value : (Datum) 0;
+		fcinfo->args[i].isnull = i < nargs ? args[i].isnull : true;
+	}
+	pgstat_init_function_usage(fcinfo, &usage);
+	value = FunctionCallInvoke(fcinfo);
+	pgstat_end_function_usage(&usage, true);
+
+	decode_result(cb, value, fcinfo->isnull, result);
+	merge_directives(scope, result);
+
+	dgen_scope = scope->up;
+	XactReadOnly = save_readonly;
+	AtEOXact_GUC(false, nest_level);
+	SetUserIdAndSecContext(save_user, save_sec_context);
+	list_free_deep(scope->said);
+	pfree(scope);
+}

@@ -1,0 +1,143 @@
+/*-------------------------------------------------------------------------
+ *
+ * handler_api.c
+ *	  What a handler can ask and say: dgen.self() and its kin, and the
+ *	  directives.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "dgen.h"
+
+static DgenScope *
+scope_or_error(const char *function)
+{
+	if (dgen_scope == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+				 errmsg("dgen.%s() can be used in a handler only", function)));
+	return dgen_scope;
+}
+
+static Datum
+text_or_null(FunctionCallInfo fcinfo, const char *s)
+{
+	if (s == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(s));
+}
+
+PG_FUNCTION_INFO_V1(dgen_self);
+Datum
+dgen_self(PG_FUNCTION_ARGS)
+{
+	return text_or_null(fcinfo, scope_or_error("self")->server);
+}
+
+PG_FUNCTION_INFO_V1(dgen_key);
+Datum
+dgen_key(PG_FUNCTION_ARGS)
+{
+	return text_or_null(fcinfo, strchr(scope_or_error("key")->server, '/') + 1);
+}
+
+PG_FUNCTION_INFO_V1(dgen_kind);
+Datum
+dgen_kind(PG_FUNCTION_ARGS)
+{
+	const char *kind = scope_or_error("kind")->kind;
+
+	/* a request is a call whose reply is kept */
+	return text_or_null(fcinfo, strcmp(kind, "request") == 0 ? "call" : kind);
+}
+
+PG_FUNCTION_INFO_V1(dgen_sender);
+Datum
+dgen_sender(PG_FUNCTION_ARGS)
+{
+	const char *sender = scope_or_error("sender")->sender;
+
+	/* a client's session has no address */
+	return text_or_null(fcinfo, sender && strchr(sender, '/') ? sender : NULL);
+}
+
+PG_FUNCTION_INFO_V1(dgen_sender_role);
+Datum
+dgen_sender_role(PG_FUNCTION_ARGS)
+{
+	return text_or_null(fcinfo, scope_or_error("sender_role")->sender_role);
+}
+
+PG_FUNCTION_INFO_V1(dgen_message_vsn);
+Datum
+dgen_message_vsn(PG_FUNCTION_ARGS)
+{
+	return text_or_null(fcinfo, scope_or_error("message_vsn")->message_vsn);
+}
+
+PG_FUNCTION_INFO_V1(dgen_context_get);
+Datum
+dgen_context_get(PG_FUNCTION_ARGS)
+{
+	DgenScope  *scope = scope_or_error("context");
+
+	if (scope->context == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_JSONB_P(scope->context);
+}
+
+PG_FUNCTION_INFO_V1(dgen_now);
+Datum
+dgen_now(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TIMESTAMPTZ(dgen_scope ? dgen_scope->now : GetCurrentTimestamp());
+}
+
+PG_FUNCTION_INFO_V1(dgen_noreply);
+Datum
+dgen_noreply(PG_FUNCTION_ARGS)
+{
+	dgen_scope_say(DGEN_SAID_NOREPLY, NULL, NULL);
+	PG_RETURN_VOID();
+}
+
+static char *
+reason_arg(FunctionCallInfo fcinfo, const char *function)
+{
+	char	   *reason = dgen_arg_text(fcinfo, 0);
+
+	if (reason == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("reason of dgen.%s() must not be null", function)));
+	return reason;
+}
+
+PG_FUNCTION_INFO_V1(dgen_exit);
+Datum
+dgen_exit(PG_FUNCTION_ARGS)
+{
+	dgen_scope_say(DGEN_SAID_EXIT, reason_arg(fcinfo, "exit"), NULL);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(dgen_reject);
+Datum
+dgen_reject(PG_FUNCTION_ARGS)
+{
+	dgen_scope_say(DGEN_SAID_REJECT, reason_arg(fcinfo, "reject"), NULL);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(dgen_retry_after);
+Datum
+dgen_retry_after(PG_FUNCTION_ARGS)
+{
+	int64		usecs;
+
+	if (!dgen_arg_interval(fcinfo, 0, "delay", true, &usecs))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("delay of dgen.retry_after() must not be null")));
+	dgen_scope_say(DGEN_SAID_RETRY_AFTER, NULL, PG_GETARG_INTERVAL_P(0));
+	PG_RETURN_VOID();
+}

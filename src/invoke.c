@@ -1,0 +1,328 @@
+/*-------------------------------------------------------------------------
+ *
+ * invoke.c
+ *	  Activations in the caller's own transaction: invoke, a handler's call,
+ *	  inline calls of tests, and query.
+ *
+ * An invoke takes the server's lease (waiting, so PostgreSQL's deadlock
+ * detector sees it), reads the row as it is now, runs the handler as the
+ * module's owner, and writes the row; all of it commits or rolls back with
+ * the caller, or with a savepoint.  The lease is let go after the commit, and
+ * the server is then rung for what its worker had to put off.
+ *
+ * It is no message: it overtakes other senders, but never its own.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "dgen.h"
+
+#include "access/skey.h"
+#include "access/xact.h"
+#include "storage/predicate.h"
+#include "storage/proc.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+#include "utils/wait_event.h"
+
+/* ---------------------------------------------------------------- checks */
+
+/*
+ * A handler that is written for SERIALIZABLE does not run in less: SSI would
+ * not see what it reads.
+ */
+void
+dgen_check_isolation(DgenModule *module)
+{
+	static const char *const names[] = {
+		"READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"
+	};
+
+	if (module->invoke_any_isolation || XactIsoLevel >= module->isolation)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INAPPROPRIATE_ISOLATION_LEVEL_FOR_BRANCH_TRANSACTION),
+			 errmsg("transaction isolation is too weak for module \"%s\"", module->name),
+			 errdetail("The transaction is %s; the module's handlers are written for %s.",
+					   names[XactIsoLevel], names[module->isolation]),
+			 errhint("BEGIN ISOLATION LEVEL %s, use dgen.call(), or allow it by dgen.alter_module('%s', invoke_isolation => 'any').",
+					 names[module->isolation], module->name)));
+}
+
+/* A server that calls itself, or up the chain of calls, would wait for itself. */
+static void
+check_cycle(const DgenAddress *to)
+{
+	StringInfoData chain;
+	bool		cycle = false;
+
+	for (DgenScope *scope = dgen_scope; scope != NULL; scope = scope->up)
+	{
+		if (strcmp(scope->server, to->text) == 0)
+			cycle = true;
+	}
+	if (!cycle)
+		return;
+	initStringInfo(&chain);
+	for (DgenScope *scope = dgen_scope; scope != NULL; scope = scope->up)
+		appendStringInfo(&chain, "%s, called by ", scope->server);
+	chain.data[chain.len - strlen(", called by ")] = '\0';
+	ereport(ERROR,
+			(errcode(ERRCODE_DGEN_CALL_CYCLE),
+			 errmsg("server \"%s\" cannot be called from within its own handler", to->text),
+			 errdetail("Running: %s.", chain.data),
+			 errhint("Use dgen.cast(), which is handled afterwards.")));
+}
+
+/* Is there a committed message of this sender in the mailbox? */
+static bool
+has_own_messages(const DgenAddress *to, const char *sender)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+	bool		found = false;
+
+	dgen_key_int8(&key, 1, to->hash, BTEqualStrategyNumber);
+	scan = dgen_scan_begin(table, DGEN_I_MESSAGE_MAILBOX, NULL, 1, &key);
+	while (!found && (tuple = dgen_scan_next(scan)) != NULL)
+	{
+		bool		isnull;
+		char	   *its = TextDatumGetCString(heap_getattr(tuple, 11,
+														   RelationGetDescr(table->rel), &isnull));
+
+		found = strcmp(its, sender) == 0;
+		CHECK_FOR_INTERRUPTS();
+	}
+	dgen_scan_end(scan);
+	dgen_table_close(table);
+	return found;
+}
+
+static void
+would_overtake(const DgenAddress *to, bool conflict)
+{
+	ereport(ERROR,
+			(errcode(conflict ? ERRCODE_T_R_SERIALIZATION_FAILURE : ERRCODE_DGEN_WOULD_OVERTAKE),
+			 errmsg("invoke would overtake earlier messages of the same sender to server \"%s\"",
+					to->text),
+			 conflict ? errhint("It is tried again when they have been handled.") :
+			 errhint("COMMIT before it, so that they are handled first.")));
+}
+
+/*
+ * Own messages come first.  Those of this transaction never will be handled
+ * before it ends; committed ones will, so a client waits for them, and a
+ * handler's activation is tried again.
+ */
+static void
+wait_for_own_messages(const DgenAddress *to)
+{
+	TimestampTz deadline = GetCurrentTimestamp() + INT64CONST(5000000);
+
+	if (dgen_mailbox_sent_uncommitted(to->hash))
+		would_overtake(to, false);
+	if (dgen_scope != NULL)
+	{
+		if (has_own_messages(to, dgen_scope->server))
+			would_overtake(to, true);
+		return;
+	}
+	if (get_timeout_active(STATEMENT_TIMEOUT))
+		deadline = Min(deadline, get_timeout_finish_time(STATEMENT_TIMEOUT) - 50000);
+	while (dgen_mailbox_may_have_sent(to->hash) && has_own_messages(to, dgen_session_id()))
+	{
+		if (GetCurrentTimestamp() >= deadline)
+			ereport(ERROR,
+					(errcode(ERRCODE_DGEN_TIMEOUT),
+					 errmsg("invoke of server \"%s\" timed out", to->text),
+					 errdetail("Earlier messages of this session to it have not been handled. Nothing happened."),
+					 errhint("See dgen.messages for what holds them up.")));
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 5,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+static void
+check_available(DgenServer *server)
+{
+	if (server->suspended)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("server \"%s\" is suspended", server->address),
+				 errdetail("Suspended by %s.", server->suspended_by ? server->suspended_by : "nobody"),
+				 errhint("Run dgen.resume('%s').", server->address)));
+	if (server->failing)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("server \"%s\" is blocked by a message that fails", server->address),
+				 errhint("See dgen.messages; discard the message by dgen.discard(), or mend the handler.")));
+}
+
+/* ---------------------------------------------------------------- invoke */
+
+/* What an invoke cannot give its caller. */
+static void
+check_outcome(DgenActivation *act, const DgenAddress *to)
+{
+	if (act->outcome == DGEN_NO_SERVER)
+		ereport(ERROR,
+				(errcode(act->server->stop_reason ? ERRCODE_DGEN_STOPPED : ERRCODE_DGEN_NO_SERVER),
+				 act->server->stop_reason ? errmsg("server \"%s\" has stopped", to->text) :
+				 errmsg("server \"%s\" does not exist", to->text),
+				 errhint("Start it by dgen.start('%s').", to->text)));
+	if (act->outcome == DGEN_REJECTED)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_REFUSED),
+				 errmsg("server \"%s\" rejected the request: %s", to->text, act->reason)));
+	if (act->outcome != DGEN_HANDLED || !act->replied)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+				 errmsg("handler of server \"%s\" did not reply", to->text),
+				 errdetail("An invoke is answered at once: noreply has nobody to reply to."),
+				 errhint("Use dgen.call() or dgen.send_request().")));
+}
+
+/* Read, run, write; the lease is held. */
+static Jsonb *
+activate(DgenModule *module, const DgenAddress *to, Jsonb *request)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
+	DgenServer *server = dgen_batch_server(to->text);
+	DgenActivation act = {0};
+
+	if (server == NULL)
+		server = dgen_server_read(table, to->text, to->hash, NULL);
+	dgen_server_check_snapshot(server);
+	check_available(server);
+	dgen_server_save(server);
+
+	act.module = module;
+	act.server = server;
+	act.identity = DGEN_AS_OWNER;
+	act.callback = DGEN_HANDLE_CALL;
+	act.kind = "call";
+	act.message = request;
+	act.sender_role = GetUserNameFromId(GetUserId(), false);
+	act.sender = dgen_scope ? dgen_scope->server : dgen_session_id();
+	act.message_vsn = dgen_scope ? dgen_scope->module->vsn : NULL;
+	if (dgen_scope != NULL)
+		act.context = dgen_scope->context;
+	else if (dgen_context != NULL && dgen_context[0] != '\0')
+		act.context = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(dgen_context)));
+	if (module->ephemeral)
+		server->active = false;
+	dgen_activation_run(&act);
+	check_outcome(&act, to);
+
+	dgen_batch_keep(server);
+	if (module->ephemeral)
+		server->dirty = server->state_changed = server->erased = false;
+	if (server->dirty)
+		dgen_server_write(table, server, NULL);
+	else if (server->exists && !server->recent && IsolationIsSerializable())
+		PredicateLockTID(table->rel, &server->tid, GetTransactionSnapshot(), server->xmin);
+	dgen_table_close(table);
+	return act.reply;
+}
+
+/*
+ * Call a server within this transaction.  inlined: dgen.inline stands in for
+ * a call in tests, so isolation does not matter and messages sent before are
+ * handled first.
+ */
+Jsonb *
+dgen_invoke_call(const DgenAddress *to, Jsonb *request, bool inlined)
+{
+	DgenModule *module = dgen_module_get(to->module, false);
+	Jsonb	   *reply;
+
+	dgen_check_writable();
+	if (dgen_scope != NULL && dgen_scope->readonly)
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("%s cannot call servers", dgen_callback_name(dgen_scope->callback)),
+				 errhint("Use dgen.query() or dgen.state() to read them.")));
+	check_cycle(to);
+	dgen_module_check_send(module, DGEN_HANDLE_CALL);
+	dgen_module_check_running(module);
+	dgen_check_message(module, to, "call", request);
+	dgen_check_tombstone(to);
+	if (inlined)
+	{
+		CommandCounterIncrement();
+		dgen_drain_server(to);
+	}
+	else
+	{
+		dgen_check_isolation(module);
+		wait_for_own_messages(to);
+	}
+
+	dgen_batch_flush();
+	dgen_batch_touch(to->hash);
+	(void) dgen_lease_take(to->hash, true);
+	if (dgen_batch_server(to->text) == NULL)
+		dgen_ring_at_end(module, to->hash);
+	dgen_module_hold(module);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	reply = activate(module, to, request);
+	PopActiveSnapshot();
+	dgen_module_release(module);
+	CommandCounterIncrement();
+	return reply;
+}
+
+PG_FUNCTION_INFO_V1(dgen_invoke);
+
+/* invoke(server text, request jsonb) -> jsonb */
+Datum
+dgen_invoke(PG_FUNCTION_ARGS)
+{
+	DgenAddress to;
+	Jsonb	   *request = dgen_arg_jsonb(fcinfo, 1);
+
+	dgen_address_arg(fcinfo, 0, &to);
+	dgen_check_writable();
+	dgen_check_enabled();
+	PG_RETURN_JSONB_P(dgen_invoke_call(&to, request, dgen_inline));
+}
+
+/* ---------------------------------------------------------------- query */
+
+PG_FUNCTION_INFO_V1(dgen_query);
+
+/*
+ * query(server text, query jsonb) -> jsonb: handle_query on the state that the
+ * statement's snapshot sees; read only, never queued.
+ */
+Datum
+dgen_query(PG_FUNCTION_ARGS)
+{
+	DgenAddress to;
+	Jsonb	   *query = dgen_arg_jsonb(fcinfo, 1);
+	DgenModule *module;
+	DgenServer	server = {0};
+	DgenScope	scope = {0};
+	DgenResult	result;
+	NullableDatum args[2];
+
+	dgen_address_arg(fcinfo, 0, &to);
+	module = dgen_module_get(to.module, false);
+	dgen_module_check_send(module, DGEN_HANDLE_QUERY);
+	args[1].value = JsonbPGetDatum(dgen_read_state(&to, &server));
+	args[0].value = JsonbPGetDatum(query);
+	args[0].isnull = args[1].isnull = false;
+	scope.module = module;
+	scope.server = to.text;
+	scope.hash = to.hash;
+	scope.kind = "query";
+	scope.sender_role = GetUserNameFromId(GetUserId(), false);
+	dgen_handler_run(&scope, DGEN_HANDLE_QUERY, DGEN_AS_RESTRICTED, 2, args, &result);
+	if (result.is_null)
+		PG_RETURN_JSONB_P(dgen_json_null());
+	PG_RETURN_DATUM(result.value);
+}

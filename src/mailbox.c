@@ -1,0 +1,475 @@
+/*-------------------------------------------------------------------------
+ *
+ * mailbox.c
+ *	  Messages on their way into the mailbox, in the sender's transaction.
+ *
+ * A message is a row, and exists if and only if its sender's transaction
+ * commits.  A send never touches the server's row and takes no lease.  The
+ * order of one server's messages is that of their ids, which one sender draws
+ * one after the other; before it draws one it publishes a lower bound (see
+ * mark.c).  At commit the servers are rung; a ring that is lost costs a
+ * second, since the keeper finds the message.
+ *
+ * What this transaction has sent is kept in a list, to ring at commit, to
+ * refuse a call that would overtake, and for dgen.drain().
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "dgen.h"
+
+#include "access/htup_details.h"
+#include "access/skey.h"
+#include "storage/proc.h"
+#include "utils/acl.h"
+#include "utils/hsearch.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+
+/* what this transaction has sent, in TopTransactionContext */
+static DgenSent *sent = NULL;
+static int	nsent = 0;
+static int	sent_size = 0;
+static TimestampTz earliest_due = DT_NOEND;
+
+/* whom this session has sent to at all: an invoke of these looks for its own messages */
+static HTAB *sent_to = NULL;
+static bool sent_to_forgotten = false;
+#define MAX_SENT_TO 4096
+
+/* ---------------------------------------------------------------- rows */
+
+static Datum
+text_or_null(const char *s, bool *isnull)
+{
+	*isnull = (s == NULL);
+	return s ? CStringGetTextDatum(s) : (Datum) 0;
+}
+
+/* The columns of dgen.message, in its order. */
+void
+dgen_message_form(const DgenMessage *msg, Datum *values, bool *nulls)
+{
+	memset(nulls, 0, DGEN_MESSAGE_NATTS * sizeof(bool));
+	values[0] = Int64GetDatum(msg->id);
+	values[1] = Int64GetDatum(msg->hash);
+	values[2] = Int16GetDatum(msg->priority);
+	values[3] = Int16GetDatum(msg->max_attempts);
+	nulls[3] = (msg->max_attempts == 0);
+	values[4] = CharGetDatum(msg->kind);
+	values[5] = BoolGetDatum(msg->notify);
+	values[6] = TimestampTzGetDatum(msg->sent_at);
+	values[7] = TimestampTzGetDatum(msg->expires_at);
+	nulls[7] = (msg->expires_at == DT_NOEND);
+	values[8] = CStringGetTextDatum(msg->server);
+	values[9] = CStringGetTextDatum(msg->sender_role);
+	values[10] = CStringGetTextDatum(msg->sender);
+	values[11] = text_or_null(msg->dedup_key, &nulls[11]);
+	values[12] = text_or_null(msg->vsn, &nulls[12]);
+	values[13] = PointerGetDatum(msg->context);
+	nulls[13] = (msg->context == NULL);
+	values[14] = JsonbPGetDatum(msg->message);
+}
+
+/*
+ * Read a row of dgen.message (or of a table that has its columns), skip
+ * columns between id and hash.  Everything is copied, and detoasted, into the
+ * current memory context.
+ */
+void
+dgen_message_deform(HeapTuple tuple, TupleDesc desc, int skip, DgenMessage *msg)
+{
+	Datum		values[MaxHeapAttributeNumber];
+	bool		nulls[MaxHeapAttributeNumber];
+	Datum	   *v = values + skip;
+	bool	   *n = nulls + skip;
+
+	heap_deform_tuple(tuple, desc, values, nulls);
+	msg->tid = tuple->t_self;
+	msg->id = DatumGetInt64(values[0]);
+	msg->due_at = skip > 0 ? DatumGetTimestampTz(values[1]) : 0;
+	msg->hash = DatumGetInt64(v[1]);
+	msg->priority = DatumGetInt16(v[2]);
+	msg->max_attempts = n[3] ? 0 : DatumGetInt16(v[3]);
+	msg->kind = DatumGetChar(v[4]);
+	msg->notify = DatumGetBool(v[5]);
+	msg->sent_at = DatumGetTimestampTz(v[6]);
+	msg->expires_at = n[7] ? DT_NOEND : DatumGetTimestampTz(v[7]);
+	msg->server = TextDatumGetCString(v[8]);
+	msg->sender_role = TextDatumGetCString(v[9]);
+	msg->sender = TextDatumGetCString(v[10]);
+	msg->dedup_key = n[11] ? NULL : TextDatumGetCString(v[11]);
+	msg->vsn = n[12] ? NULL : TextDatumGetCString(v[12]);
+	msg->context = n[13] ? NULL : (Jsonb *) PG_DETOAST_DATUM_COPY(v[13]);
+	msg->message = (Jsonb *) PG_DETOAST_DATUM_COPY(v[14]);
+}
+
+/* ---------------------------------------------------------------- senders */
+
+/* This session, as senders are named: like log_line_prefix's %c. */
+const char *
+dgen_session_id(void)
+{
+	static char id[32];
+
+	if (id[0] == '\0')
+		snprintf(id, sizeof(id), "%lx.%x", (long) MyStartTime, MyProcPid);
+	return id;
+}
+
+static Jsonb *
+session_context(void)
+{
+	if (dgen_context == NULL || dgen_context[0] == '\0')
+		return NULL;
+	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(dgen_context)));
+}
+
+/*
+ * Start a message: who sends it, and in which context, follows from whether a
+ * handler is running.
+ */
+void
+dgen_message_init(DgenMessage *msg, const DgenAddress *to, char kind, Jsonb *message)
+{
+	memset(msg, 0, sizeof(DgenMessage));
+	msg->hash = to->hash;
+	msg->server = to->text;
+	msg->kind = kind;
+	msg->message = message;
+	msg->expires_at = DT_NOEND;
+	msg->sent_at = GetCurrentTimestamp();
+	msg->sender_role = GetUserNameFromId(GetUserId(), false);
+	if (dgen_scope != NULL)
+	{
+		msg->sender = dgen_scope->server;
+		msg->vsn = dgen_scope->module->vsn;
+		msg->context = dgen_scope->context;
+	}
+	else
+	{
+		msg->sender = dgen_session_id();
+		msg->context = session_context();
+	}
+}
+
+/* ---------------------------------------------------------------- what was sent */
+
+static DgenSent *
+remember(int64 id, int64 hash, DgenModule *module)
+{
+	DgenSent   *s;
+
+	if (nsent == sent_size)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+
+		sent_size = sent_size == 0 ? 16 : sent_size * 2;
+		sent = sent == NULL ? palloc(sent_size * sizeof(DgenSent)) :
+			repalloc_huge(sent, (Size) sent_size * sizeof(DgenSent));
+		MemoryContextSwitchTo(old);
+	}
+	s = &sent[nsent++];
+	s->id = id;
+	s->hash = hash;
+	s->module_id = module->id;
+	s->owner = module->owner;
+	s->subid = GetCurrentSubTransactionId();
+	s->due_at = 0;
+	return s;
+}
+
+static void
+remember_target(int64 hash)
+{
+	if (sent_to == NULL)
+	{
+		HASHCTL		ctl = {.keysize = sizeof(int64), .entrysize = sizeof(int64)};
+
+		sent_to = hash_create("dgen servers sent to", 64, &ctl, HASH_ELEM | HASH_BLOBS);
+	}
+	if (hash_get_num_entries(sent_to) >= MAX_SENT_TO)
+		sent_to_forgotten = true;
+	if (!sent_to_forgotten)
+		hash_search(sent_to, &hash, HASH_ENTER, NULL);
+}
+
+/* May this session have sent to the server, in this or an earlier transaction? */
+bool
+dgen_mailbox_may_have_sent(int64 hash)
+{
+	return sent_to_forgotten ||
+		(sent_to != NULL && hash_search(sent_to, &hash, HASH_FIND, NULL) != NULL);
+}
+
+/* Did this transaction send to the server? Delayed messages do not count. */
+bool
+dgen_mailbox_sent_uncommitted(int64 hash)
+{
+	for (int i = 0; i < nsent; i++)
+	{
+		if (sent[i].hash == hash && sent[i].id != 0 && sent[i].due_at == 0)
+			return true;
+	}
+	return false;
+}
+
+int
+dgen_mailbox_uncommitted(DgenSent **list)
+{
+	*list = sent;
+	return nsent;
+}
+
+/* A message of this transaction was handled in it: dgen.drain(). */
+void
+dgen_mailbox_forget_sent(int64 id)
+{
+	for (int i = 0; i < nsent; i++)
+	{
+		if (sent[i].id == id)
+			sent[i].id = 0;
+	}
+}
+
+void
+dgen_ring_at_end(DgenModule *module, int64 hash)
+{
+	remember(0, hash, module);
+}
+
+void
+dgen_due_at_commit(TimestampTz due)
+{
+	earliest_due = Min(earliest_due, due);
+}
+
+/* ---------------------------------------------------------------- sending */
+
+/*
+ * How many messages a mailbox holds, of any transaction but those that have
+ * not committed; stops counting at max.
+ */
+int64
+dgen_mailbox_count(DgenTable *table, int64 hash, int64 max)
+{
+	ScanKeyData key;
+	DgenScan   *scan;
+	int64		n = 0;
+
+	dgen_key_int8(&key, 1, hash, BTEqualStrategyNumber);
+	scan = dgen_scan_begin(table, DGEN_I_MESSAGE_MAILBOX, NULL, 1, &key);
+	while (n < max && dgen_scan_next(scan) != NULL)
+	{
+		CHECK_FOR_INTERRUPTS();
+		n++;
+	}
+	dgen_scan_end(scan);
+	return n;
+}
+
+/*
+ * Refuse to fill a mailbox beyond its limit.  The estimate is cheap; only
+ * when it comes near the limit are rows counted.
+ */
+static void
+check_mailbox(DgenTable *table, DgenModule *module, const char *server, int64 hash)
+{
+	bool		known;
+	int64		length = dgen_length_add(hash, 1, &known);
+
+	if (known ? length <= module->max_mailbox : length <= module->max_mailbox / 16)
+		return;
+	length = dgen_mailbox_count(table, hash, module->max_mailbox) + 1;
+	dgen_length_set(hash, length);
+	if (length > module->max_mailbox)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_MAILBOX_FULL),
+				 errmsg("mailbox of server \"%s\" is full", server),
+				 errdetail("It holds max_mailbox = " INT64_FORMAT " messages.",
+						   module->max_mailbox),
+				 errhint("Send later, look into dgen.messages for what holds it up, or raise the limit by dgen.alter_module('%s', max_mailbox => ...).",
+						 module->name)));
+}
+
+static void
+check_size(DgenModule *module, const DgenMessage *msg)
+{
+	if (VARSIZE(msg->message) > module->max_message_size)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("message to server \"%s\" is too large", msg->server),
+				 errdetail("It has %zu bytes; max_message_size is " INT64_FORMAT ".",
+						   (Size) VARSIZE(msg->message), module->max_message_size),
+				 errhint("Keep large data in a table and send its key, or raise the limit by dgen.alter_module('%s', max_message_size => ...).",
+						 module->name)));
+}
+
+static void
+send_delayed(DgenMessage *msg)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_DELAYED, RowExclusiveLock);
+	Datum		row[DGEN_MESSAGE_NATTS];
+	bool		row_nulls[DGEN_MESSAGE_NATTS];
+	Datum		values[DGEN_MESSAGE_NATTS + 1];
+	bool		nulls[DGEN_MESSAGE_NATTS + 1];
+
+	dgen_message_form(msg, row, row_nulls);
+	values[0] = row[0];
+	nulls[0] = false;
+	values[1] = TimestampTzGetDatum(msg->due_at);
+	nulls[1] = false;
+	memcpy(values + 2, row + 1, (DGEN_MESSAGE_NATTS - 1) * sizeof(Datum));
+	memcpy(nulls + 2, row_nulls + 1, (DGEN_MESSAGE_NATTS - 1) * sizeof(bool));
+	dgen_table_insert(table, values, nulls, NULL);
+	dgen_table_close(table);
+	dgen_due_at_commit(msg->due_at);
+}
+
+/*
+ * Send n messages to servers of one module: draws ids in order and inserts
+ * the rows.  The caller has checked rights and run accept.
+ */
+void
+dgen_mailbox_send(DgenModule *module, DgenMessage *msgs, int n)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
+	HeapTuple  *tuples = palloc(n * sizeof(HeapTuple));
+	int			ntuples = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		DgenMessage *msg = &msgs[i];
+
+		check_size(module, msg);
+		if (msg->due_at == 0)
+		{
+			check_mailbox(table, module, msg->server, msg->hash);
+			dgen_bound_publish(msg->hash, dgen_last_message_id());
+		}
+		msg->id = dgen_draw_id();
+		if (dgen_scope == NULL)
+			remember_target(msg->hash);
+		remember(msg->id, msg->hash, module)->due_at = msg->due_at;
+		if (msg->due_at != 0)
+			send_delayed(msg);
+		else
+		{
+			Datum		values[DGEN_MESSAGE_NATTS];
+			bool		nulls[DGEN_MESSAGE_NATTS];
+
+			dgen_message_form(msg, values, nulls);
+			if (n == 1)
+				dgen_table_insert(table, values, nulls, NULL);
+			else
+				tuples[ntuples++] = heap_form_tuple(RelationGetDescr(table->rel),
+													values, nulls);
+		}
+	}
+	if (ntuples > 0)
+		dgen_table_insert_many(table, ntuples, tuples);
+	dgen_table_close(table);
+}
+
+/*
+ * Insert a message again under the id that it had: one that has come due, or
+ * was a dead letter.  It takes its old place.
+ */
+void
+dgen_mailbox_put_back(DgenModule *module, DgenMessage *msg)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
+	Datum		values[DGEN_MESSAGE_NATTS];
+	bool		nulls[DGEN_MESSAGE_NATTS];
+	bool		known;
+
+	dgen_bound_publish(msg->hash, msg->id - 1);
+	dgen_mark_lower(msg->hash, msg->id);
+	dgen_length_add(msg->hash, 1, &known);
+	dgen_message_form(msg, values, nulls);
+	dgen_table_insert(table, values, nulls, NULL);
+	dgen_table_close(table);
+	remember(msg->id, msg->hash, module);
+}
+
+/* ---------------------------------------------------------------- ends */
+
+static void
+ring_all(void)
+{
+	int64		last_hash = 0;
+	int32		last_module = 0;
+
+	for (int i = 0; i < nsent; i++)
+	{
+		if (sent[i].due_at != 0 ||
+			(sent[i].hash == last_hash && sent[i].module_id == last_module))
+			continue;
+		last_hash = sent[i].hash;
+		last_module = sent[i].module_id;
+		if (!dgen_drop_doorbells)
+			dgen_ready_ring(MyDatabaseId, sent[i].owner, last_module, last_hash);
+	}
+	if (earliest_due != DT_NOEND)
+		dgen_wake_keeper(MyDatabaseId, earliest_due);
+}
+
+/*
+ * At the end of a transaction.  Runs after it has become visible (or has
+ * aborted) and must not raise: it flips shared state and sets latches.  Only
+ * PRE_PREPARE may still fail.
+ */
+void
+dgen_mailbox_xact_callback(XactEvent event)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_PREPARE:
+			if (nsent > 0)
+				dgen_bound_prepare(GetTopTransactionId());
+			return;
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			dgen_bound_clear();
+			if (nsent == 0 && earliest_due == DT_NOEND)
+				return;
+			if (event == XACT_EVENT_ABORT)
+			{
+				/* only leases that were let go matter */
+				for (int i = 0; i < nsent; i++)
+				{
+					if (sent[i].id == 0)
+						dgen_ready_ring(MyDatabaseId, sent[i].owner,
+										sent[i].module_id, sent[i].hash);
+				}
+			}
+			else if (event == XACT_EVENT_COMMIT)
+				ring_all();
+			sent = NULL;
+			nsent = sent_size = 0;
+			earliest_due = DT_NOEND;
+			return;
+		default:
+			return;
+	}
+}
+
+/* What an aborted subtransaction sent was not sent. */
+void
+dgen_mailbox_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent)
+{
+	if (event != SUBXACT_EVENT_COMMIT_SUB && event != SUBXACT_EVENT_ABORT_SUB)
+		return;
+	for (int i = nsent - 1; i >= 0 && sent[i].subid >= my; i--)
+	{
+		if (event == SUBXACT_EVENT_COMMIT_SUB)
+			sent[i].subid = parent;
+		else
+		{
+			/* the ring stays: its lease may have been let go just now */
+			sent[i].subid = parent;
+			sent[i].id = 0;
+			sent[i].due_at = 0;
+		}
+	}
+}

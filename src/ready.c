@@ -1,0 +1,609 @@
+/*-------------------------------------------------------------------------
+ *
+ * ready.c
+ *	  Servers with work: a queue for each pool (database and module owner),
+ *	  and the calls that wait in it.
+ *
+ * An entry is known by the module and the hash of the address, and is in one
+ * of these states:
+ *
+ *	  queued	in the pool's ring; a worker will take it
+ *	  running	a worker has it, and no other will; a ring sets "again"
+ *	  parked	waits for a time or a ring: suspended, backing off, or its
+ *				lease is another's
+ *
+ * so a server is with one worker at a time, which the lease then guarantees.
+ * An entry exists only while there is something to do or somebody waits: a
+ * million idle servers have none.  Losing entries loses no work: the keeper's
+ * feed finds every message in the table.
+ *
+ * Locks: the pool's lock protects its lists, its buckets and the entries in
+ * them; the free list has its own spinlock.  Used in all processes, commit
+ * callbacks among them, so nothing here raises an error.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "dgen.h"
+
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#include "storage/spin.h"
+
+#define NBUCKETS 1024
+#define NPACES 4096
+
+/* the pace of one module: how long its activations take, and how it fares */
+typedef struct Pace
+{
+	pg_atomic_uint64 who;		/* database << 32 | module id */
+	pg_atomic_uint32 usecs;
+	pg_atomic_uint32 letters;	/* dead letters in a row */
+	pg_atomic_uint64 last_letter;	/* hash of the server of the last one */
+	pg_atomic_uint64 last_success;	/* TimestampTz */
+} Pace;
+
+typedef struct ReadyShared
+{
+	Pace		paces[NPACES];
+	DgenReady	entries[FLEXIBLE_ARRAY_MEMBER];
+} ReadyShared;
+
+static ReadyShared *ready;
+
+Size
+dgen_ready_size(void)
+{
+	return add_size(offsetof(ReadyShared, entries),
+					mul_size(dgen_max_ready, sizeof(DgenReady)));
+}
+
+void
+dgen_ready_init(void *place, bool found)
+{
+	ready = place;
+	if (found)
+		return;
+	memset(place, 0, dgen_ready_size());
+	for (int i = 0; i < NPACES; i++)
+	{
+		pg_atomic_init_u64(&ready->paces[i].who, 0);
+		pg_atomic_init_u32(&ready->paces[i].usecs, 0);
+		pg_atomic_init_u32(&ready->paces[i].letters, 0);
+		pg_atomic_init_u64(&ready->paces[i].last_letter, 0);
+		pg_atomic_init_u64(&ready->paces[i].last_success, 0);
+	}
+	for (int i = 0; i < dgen_max_ready; i++)
+		ready->entries[i].next = i + 1 < dgen_max_ready ? i + 1 : DGEN_NONE;
+	dgen_shared->free_head = 0;
+}
+
+/* ---------------------------------------------------------------- pace */
+
+static Pace *
+pace_slot(Oid database, int32 module_id, uint64 *who)
+{
+	*who = ((uint64) database << 32) | (uint32) module_id;
+	return &ready->paces[(database * 31 + module_id) % NPACES];
+}
+
+uint32
+dgen_pace_get(Oid database, int32 module_id)
+{
+	uint64		who;
+	Pace	   *pace = pace_slot(database, module_id, &who);
+
+	return pg_atomic_read_u64(&pace->who) == who ? pg_atomic_read_u32(&pace->usecs) : 0;
+}
+
+/* The module's place, taken over from another module if that had it. */
+static Pace *
+own_pace(Oid database, int32 module_id)
+{
+	uint64		who;
+	Pace	   *pace = pace_slot(database, module_id, &who);
+
+	if (pg_atomic_read_u64(&pace->who) != who)
+	{
+		pg_atomic_write_u32(&pace->usecs, 0);
+		pg_atomic_write_u32(&pace->letters, 0);
+		pg_atomic_write_u64(&pace->last_success, 0);
+		pg_atomic_write_u64(&pace->who, who);
+	}
+	return pace;
+}
+
+/* A moving average over about eight; two modules in one place merely disturb it. */
+void
+dgen_pace_note(Oid database, int32 module_id, uint32 usecs)
+{
+	Pace	   *pace = own_pace(database, module_id);
+	uint32		old = pg_atomic_read_u32(&pace->usecs);
+
+	if (old == 0)
+		old = usecs;
+	pg_atomic_write_u32(&pace->usecs, Max(1, (uint32) (((uint64) old * 7 + usecs) / 8)));
+}
+
+int
+dgen_breaker_letter(Oid database, int32 module_id, int64 hash)
+{
+	Pace	   *pace = own_pace(database, module_id);
+
+	if (pg_atomic_read_u32(&pace->letters) > 0 &&
+		pg_atomic_read_u64(&pace->last_letter) == (uint64) hash)
+		return pg_atomic_read_u32(&pace->letters);
+	pg_atomic_write_u64(&pace->last_letter, (uint64) hash);
+	return pg_atomic_add_fetch_u32(&pace->letters, 1);
+}
+
+void
+dgen_breaker_success(Oid database, int32 module_id, TimestampTz now)
+{
+	Pace	   *pace = own_pace(database, module_id);
+
+	pg_atomic_write_u32(&pace->letters, 0);
+	pg_atomic_write_u64(&pace->last_success, (uint64) now);
+}
+
+TimestampTz
+dgen_breaker_last_success(Oid database, int32 module_id)
+{
+	return (TimestampTz) pg_atomic_read_u64(&own_pace(database, module_id)->last_success);
+}
+
+/* ---------------------------------------------------------- lists of a pool */
+
+static int *
+bucket_of(DgenPool *pool, int32 module_id, int64 hash)
+{
+	return &pool->buckets[((uint64) hash ^ (uint64) module_id) % NBUCKETS];
+}
+
+static int
+find_entry(DgenPool *pool, int32 module_id, int64 hash)
+{
+	for (int i = *bucket_of(pool, module_id, hash); i != DGEN_NONE;
+		 i = ready->entries[i].bucket_next)
+	{
+		if (ready->entries[i].hash == hash && ready->entries[i].module_id == module_id)
+			return i;
+	}
+	return DGEN_NONE;
+}
+
+static int
+new_entry(DgenPool *pool, int32 module_id, int64 hash)
+{
+	DgenReady  *entry;
+	int		   *bucket = bucket_of(pool, module_id, hash);
+	int			i;
+
+	SpinLockAcquire(&dgen_shared->free_lock);
+	i = dgen_shared->free_head;
+	if (i != DGEN_NONE)
+		dgen_shared->free_head = ready->entries[i].next;
+	SpinLockRelease(&dgen_shared->free_lock);
+	if (i == DGEN_NONE)
+		return DGEN_NONE;
+
+	entry = &ready->entries[i];
+	memset(entry, 0, sizeof(DgenReady));
+	entry->hash = hash;
+	entry->module_id = module_id;
+	entry->pool = pool - dgen_shared->pools;
+	entry->calls = entry->last_call = InvalidDsaPointer;
+	entry->next = entry->prev = DGEN_NONE;
+	entry->bucket_next = *bucket;
+	*bucket = i;
+	return i;
+}
+
+static void
+free_entry(DgenPool *pool, int i)
+{
+	DgenReady  *entry = &ready->entries[i];
+	int		   *link = bucket_of(pool, entry->module_id, entry->hash);
+
+	Assert(entry->calls == InvalidDsaPointer);
+	while (*link != i)
+		link = &ready->entries[*link].bucket_next;
+	*link = entry->bucket_next;
+	entry->state = DGEN_READY_FREE;
+
+	SpinLockAcquire(&dgen_shared->free_lock);
+	entry->next = dgen_shared->free_head;
+	dgen_shared->free_head = i;
+	SpinLockRelease(&dgen_shared->free_lock);
+}
+
+static void
+enqueue(DgenPool *pool, int i)
+{
+	DgenReady  *entry = &ready->entries[i];
+
+	entry->state = DGEN_READY_QUEUED;
+	entry->again = false;
+	entry->next = DGEN_NONE;
+	entry->queued_at = GetCurrentTimestamp();
+	if (pool->nready++ == 0)
+	{
+		pool->head = i;
+		pool->head_since = entry->queued_at;
+	}
+	else
+		ready->entries[pool->tail].next = i;
+	pool->tail = i;
+}
+
+/* Take the entry after prev (DGEN_NONE: the head) out of the ring. */
+static void
+unlink_queued(DgenPool *pool, int prev, int i)
+{
+	DgenReady  *entry = &ready->entries[i];
+
+	if (prev == DGEN_NONE)
+		pool->head = entry->next;
+	else
+		ready->entries[prev].next = entry->next;
+	if (pool->tail == i)
+		pool->tail = prev;
+	if (--pool->nready > 0)
+		pool->head_since = ready->entries[pool->head].queued_at;
+	entry->next = DGEN_NONE;
+}
+
+static void
+park(DgenPool *pool, int i, TimestampTz until)
+{
+	DgenReady  *entry = &ready->entries[i];
+
+	entry->state = DGEN_READY_PARKED;
+	entry->park_until = until;
+	entry->prev = DGEN_NONE;
+	entry->next = pool->parked;
+	if (pool->parked != DGEN_NONE)
+		ready->entries[pool->parked].prev = i;
+	pool->parked = i;
+}
+
+static void
+unpark(DgenPool *pool, int i)
+{
+	DgenReady  *entry = &ready->entries[i];
+
+	if (entry->prev == DGEN_NONE)
+		pool->parked = entry->next;
+	else
+		ready->entries[entry->prev].next = entry->next;
+	if (entry->next != DGEN_NONE)
+		ready->entries[entry->next].prev = entry->prev;
+	entry->next = entry->prev = DGEN_NONE;
+}
+
+/* ---------------------------------------------------------------- pools */
+
+/* Lock the pool of an owner, made where there is none; NULL: no room. */
+static DgenPool *
+lock_pool(Oid database, Oid owner)
+{
+	static int	last = 0;
+	DgenPool   *pool = &dgen_shared->pools[last];
+	int			found = DGEN_NONE;
+
+	LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
+	if (pool->used && pool->database == database && pool->owner == owner)
+		return pool;
+	LWLockRelease(&pool->lock);
+
+	LWLockAcquire(&dgen_shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < DGEN_MAX_POOLS; i++)
+	{
+		pool = &dgen_shared->pools[i];
+		if (pool->used && pool->database == database && pool->owner == owner)
+		{
+			found = i;
+			break;
+		}
+		if (!pool->used && found == DGEN_NONE)
+			found = i;
+	}
+	if (found == DGEN_NONE)
+	{
+		LWLockRelease(&dgen_shared->lock);
+		return NULL;
+	}
+	pool = &dgen_shared->pools[found];
+	LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
+	if (!pool->used)
+	{
+		pool->database = database;
+		pool->owner = owner;
+		pool->head = pool->tail = pool->parked = DGEN_NONE;
+		pool->nready = pool->nworkers = 0;
+		pool->growth_asked = false;
+		pool->refused_at = 0;
+		pool->start_failures = 0;
+		pool->retry_at = 0;
+		for (int i = 0; i < NBUCKETS; i++)
+			pool->buckets[i] = DGEN_NONE;
+		pool->used = true;
+	}
+	LWLockRelease(&dgen_shared->lock);
+	last = found;
+	return pool;
+}
+
+/*
+ * Have somebody serve the pool: a worker that sleeps, or else the launcher,
+ * which is asked once a backlog.  Caller holds the pool's lock.
+ */
+static void
+wake_worker(DgenPool *pool)
+{
+	int			self = pool - dgen_shared->pools;
+
+	for (int i = 0; i < dgen_shared->nslots; i++)
+	{
+		DgenWorkerSlot *slot = &dgen_shared->slots[i];
+		uint32		idle = 1;
+
+		if (slot->pool == self && pg_atomic_read_u32(&slot->idle) == 1 &&
+			pg_atomic_compare_exchange_u32(&slot->idle, &idle, 0))
+		{
+			SetLatch(&ProcGlobal->allProcs[slot->pgprocno].procLatch);
+			return;
+		}
+	}
+	if (pool->nworkers == 0 || !pool->growth_asked)
+	{
+		pool->growth_asked = true;
+		dgen_wake_launcher();
+	}
+}
+
+/* Queue an entry unless it is queued or being served. */
+static void
+ring_entry(DgenPool *pool, int i)
+{
+	DgenReady  *entry = &ready->entries[i];
+
+	switch (entry->state)
+	{
+		case DGEN_READY_RUNNING:
+			entry->again = true;
+			return;
+		case DGEN_READY_QUEUED:
+			return;
+		case DGEN_READY_PARKED:
+			unpark(pool, i);
+			break;
+		case DGEN_READY_FREE:
+			break;
+	}
+	enqueue(pool, i);
+	wake_worker(pool);
+}
+
+/*
+ * Queue a server.  False when there is no room: then the keeper, which was
+ * told, finds its messages later.
+ */
+bool
+dgen_ready_ring(Oid database, Oid owner, int32 module_id, int64 hash)
+{
+	DgenPool   *pool = lock_pool(database, owner);
+	int			i = DGEN_NONE;
+
+	if (pool != NULL)
+	{
+		i = find_entry(pool, module_id, hash);
+		if (i == DGEN_NONE)
+			i = new_entry(pool, module_id, hash);
+		if (i != DGEN_NONE)
+			ring_entry(pool, i);
+		LWLockRelease(&pool->lock);
+	}
+	if (i == DGEN_NONE)
+	{
+		DgenDatabase *db = dgen_database(database, false);
+
+		if (db != NULL)
+			pg_atomic_write_u32(&db->resweep, 1);
+		return false;
+	}
+	return true;
+}
+
+/* ---------------------------------------------------------------- calls */
+
+static DgenCall *
+call_at(dsa_pointer p)
+{
+	return dsa_get_address(dgen_dsa(), p);
+}
+
+static void
+append_call(DgenReady *entry, DgenCall *call, dsa_pointer self)
+{
+	call->next = InvalidDsaPointer;
+	if (entry->calls == InvalidDsaPointer)
+		entry->calls = self;
+	else
+		call_at(entry->last_call)->next = self;
+	entry->last_call = self;
+}
+
+/* Put a call to its server's entry, in order of issue; false when no room. */
+bool
+dgen_ready_add_call(Oid owner, DgenCall *call, dsa_pointer self)
+{
+	DgenPool   *pool = lock_pool(call->database, owner);
+	int			i;
+
+	if (pool == NULL)
+		return false;
+	i = find_entry(pool, call->module_id, call->hash);
+	if (i == DGEN_NONE)
+		i = new_entry(pool, call->module_id, call->hash);
+	if (i != DGEN_NONE)
+	{
+		call->pool = pool - dgen_shared->pools;
+		append_call(&ready->entries[i], call, self);
+		ring_entry(pool, i);
+	}
+	LWLockRelease(&pool->lock);
+	return i != DGEN_NONE;
+}
+
+/*
+ * Take a call off its entry, if it is still there: false says that a worker
+ * has it.  The queue's reference is the caller's then.
+ */
+bool
+dgen_ready_withdraw(DgenCall *call, dsa_pointer self)
+{
+	DgenPool   *pool = &dgen_shared->pools[call->pool];
+	bool		found = false;
+	int			i;
+
+	LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
+	i = find_entry(pool, call->module_id, call->hash);
+	if (i != DGEN_NONE)
+	{
+		DgenReady  *entry = &ready->entries[i];
+		dsa_pointer prev = InvalidDsaPointer;
+
+		for (dsa_pointer p = entry->calls; p != InvalidDsaPointer; p = call_at(p)->next)
+		{
+			if (p == self)
+			{
+				if (prev == InvalidDsaPointer)
+					entry->calls = call->next;
+				else
+					call_at(prev)->next = call->next;
+				if (entry->last_call == self)
+					entry->last_call = prev;
+				found = true;
+				break;
+			}
+			prev = p;
+		}
+	}
+	LWLockRelease(&pool->lock);
+	return found;
+}
+
+/* ---------------------------------------------------------------- workers */
+
+/*
+ * Take up to max ready servers of one module: the one that has waited
+ * longest, and others of its module close behind it.  Without allow_slow,
+ * modules whose activations outlast a batch's budget are passed over, so that
+ * one worker of a database stays free for quick ones.
+ */
+int
+dgen_ready_take(int poolno, bool allow_slow, int max, DgenTaken *taken, int32 *module_id)
+{
+	DgenPool   *pool = &dgen_shared->pools[poolno];
+	int			n = 0;
+	int			prev = DGEN_NONE;
+	int			seen = 0;
+
+	LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
+	for (int i = pool->nready > 0 ? pool->head : DGEN_NONE, next;
+		 i != DGEN_NONE && n < max && seen < 4 * max; i = next, seen++)
+	{
+		DgenReady  *entry = &ready->entries[i];
+
+		next = entry->next;
+		if (n > 0 ? entry->module_id != *module_id :
+			!allow_slow &&
+			dgen_pace_get(pool->database, entry->module_id) > DGEN_BATCH_USECS)
+		{
+			prev = i;
+			continue;
+		}
+		*module_id = entry->module_id;
+		unlink_queued(pool, prev, i);
+		entry->state = DGEN_READY_RUNNING;
+		taken[n].entry = i;
+		taken[n].hash = entry->hash;
+		taken[n].calls = entry->calls;
+		taken[n].deferrals = entry->deferrals;
+		entry->calls = entry->last_call = InvalidDsaPointer;
+		n++;
+	}
+	/* what is left wants another worker */
+	if (pool->nready > 0 && n > 0)
+		wake_worker(pool);
+	LWLockRelease(&pool->lock);
+	return n;
+}
+
+/*
+ * Give one back.  taken->calls are those not yet answered; they go before
+ * calls that came meanwhile.  more: there is work to do now.  park_until: if
+ * not 0, there will be then (DT_NOEND: when it is rung), unless it was rung
+ * meanwhile.
+ */
+void
+dgen_ready_give_back(int poolno, DgenTaken *taken, bool more, TimestampTz park_until)
+{
+	DgenPool   *pool = &dgen_shared->pools[poolno];
+	DgenReady  *entry = &ready->entries[taken->entry];
+
+	LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
+	if (taken->calls != InvalidDsaPointer)
+	{
+		dsa_pointer last = taken->calls;
+
+		while (call_at(last)->next != InvalidDsaPointer)
+			last = call_at(last)->next;
+		call_at(last)->next = entry->calls;
+		if (entry->calls == InvalidDsaPointer)
+			entry->last_call = last;
+		entry->calls = taken->calls;
+	}
+	entry->deferrals = taken->deferrals;
+	if (more || entry->again)
+	{
+		enqueue(pool, taken->entry);
+		wake_worker(pool);
+	}
+	else if (park_until != 0 &&
+			 (entry->calls != InvalidDsaPointer || park_until != DT_NOEND))
+		park(pool, taken->entry, park_until);
+	else if (entry->calls != InvalidDsaPointer)
+	{
+		enqueue(pool, taken->entry);
+		wake_worker(pool);
+	}
+	else
+		free_entry(pool, taken->entry);
+	LWLockRelease(&pool->lock);
+}
+
+/* Queue what was parked until now; returns when the next one is due. */
+TimestampTz
+dgen_ready_unpark(int poolno, TimestampTz now)
+{
+	DgenPool   *pool = &dgen_shared->pools[poolno];
+	TimestampTz next_due = DT_NOEND;
+
+	if (pool->parked == DGEN_NONE)
+		return DT_NOEND;
+	LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
+	for (int i = pool->parked, next; i != DGEN_NONE; i = next)
+	{
+		next = ready->entries[i].next;
+		if (ready->entries[i].park_until <= now)
+		{
+			unpark(pool, i);
+			enqueue(pool, i);
+		}
+		else if (ready->entries[i].park_until < next_due)
+			next_due = ready->entries[i].park_until;
+	}
+	LWLockRelease(&pool->lock);
+	return next_due;
+}

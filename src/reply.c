@@ -1,0 +1,182 @@
+/*-------------------------------------------------------------------------
+ *
+ * reply.c
+ *	  Replies that outlive their activation: to requests, and to calls with a
+ *	  request_key.
+ *
+ * Written in the activation's own transaction.  A request that a server sent
+ * is answered by an info to that server, any other by a row of dgen.reply,
+ * announced by NOTIFY dgen_reply with the request's id and nothing else, since
+ * every role may listen on every channel.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "batch.h"
+
+#include "access/skey.h"
+#include "commands/async.h"
+#include "utils/fmgrprotos.h"
+#include "utils/rel.h"
+
+#define REPLY_CHANNEL "dgen_reply"
+
+/* columns of dgen.reply, from 0 */
+enum
+{
+	COL_ID, COL_SERVER, COL_REPLIED_AT, COL_EXPIRES_AT, COL_HASH, COL_KEY,
+	COL_ROLE, COL_REPLY, COL_ERROR, NCOLS
+};
+
+/*
+ * Keep a reply (or an error; or neither, for one that is still to come) for
+ * the module's reply_ttl.
+ */
+void
+dgen_reply_store(DgenModule *module, int64 id, const char *server, const char *request_key,
+				 int64 request_hash, const char *sender_role, Jsonb *reply, Jsonb *error)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_REPLY, RowExclusiveLock);
+	TimestampTz now = GetCurrentTimestamp();
+	Datum		values[NCOLS];
+	bool		nulls[NCOLS] = {false};
+
+	values[COL_ID] = Int64GetDatum(id);
+	values[COL_SERVER] = CStringGetTextDatum(server);
+	values[COL_REPLIED_AT] = TimestampTzGetDatum(now);
+	values[COL_EXPIRES_AT] = TimestampTzGetDatum(now + module->reply_ttl);
+	values[COL_HASH] = Int64GetDatum(request_hash);
+	nulls[COL_HASH] = request_hash == 0;
+	values[COL_KEY] = request_key ? CStringGetTextDatum(request_key) : (Datum) 0;
+	nulls[COL_KEY] = request_key == NULL;
+	values[COL_ROLE] = CStringGetTextDatum(sender_role);
+	values[COL_REPLY] = PointerGetDatum(reply);
+	nulls[COL_REPLY] = reply == NULL;
+	values[COL_ERROR] = PointerGetDatum(error);
+	nulls[COL_ERROR] = error == NULL;
+	dgen_table_insert(table, values, nulls, NULL);
+	dgen_table_close(table);
+	dgen_due_at_commit(now + module->reply_ttl);
+}
+
+/*
+ * The kept reply of a call with this request_key, or NULL.  The server's
+ * lease is held, so there is nobody else who might be writing one.
+ */
+Jsonb *
+dgen_reply_by_key(const char *server, const char *key, int64 *request_hash)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_REPLY, RowExclusiveLock);
+	ScanKeyData keys[2];
+	DgenScan   *scan;
+	HeapTuple	tuple;
+	Jsonb	   *reply = NULL;
+
+	dgen_key_text(&keys[0], 1, server);
+	dgen_key_text(&keys[1], 2, key);
+	scan = dgen_scan_begin(table, DGEN_I_REPLY_KEY, NULL, 2, keys);
+	while (reply == NULL && (tuple = dgen_scan_next(scan)) != NULL)
+	{
+		Datum		values[NCOLS];
+		bool		nulls[NCOLS];
+
+		heap_deform_tuple(tuple, RelationGetDescr(table->rel), values, nulls);
+		if (nulls[COL_REPLY] ||
+			DatumGetTimestampTz(values[COL_EXPIRES_AT]) <= GetCurrentTimestamp())
+			continue;
+		reply = (Jsonb *) PG_DETOAST_DATUM_COPY(values[COL_REPLY]);
+		*request_hash = nulls[COL_HASH] ? 0 : DatumGetInt64(values[COL_HASH]);
+	}
+	dgen_scan_end(scan);
+	dgen_table_close(table);
+	return reply;
+}
+
+static void
+push_key(JsonbParseState **state, const char *key)
+{
+	JsonbValue	v;
+
+	v.type = jbvString;
+	v.val.string.val = unconstify(char *, key);
+	v.val.string.len = strlen(key);
+	pushJsonbValue(state, WJB_KEY, &v);
+}
+
+/* Push a whole document as a value. */
+static void
+push_jsonb(JsonbParseState **state, Jsonb *jb)
+{
+	JsonbIterator *it = JsonbIteratorInit(&jb->root);
+	JsonbValue	v;
+	JsonbIteratorToken token;
+
+	if (JB_ROOT_IS_SCALAR(jb))
+	{
+		JsonbExtractScalar(&jb->root, &v);
+		pushJsonbValue(state, WJB_VALUE, &v);
+		return;
+	}
+	while ((token = JsonbIteratorNext(&it, &v, false)) != WJB_DONE)
+		pushJsonbValue(state, token, token < WJB_BEGIN_ARRAY ||
+					   (token == WJB_BEGIN_ARRAY && v.val.array.rawScalar) ? &v : NULL);
+}
+
+/* {"info": "reply", "request_id": ..., "reply" or "error": ...} to the server that asked */
+static void
+reply_by_info(DgenMessage *msg, Jsonb *reply, Jsonb *error)
+{
+	JsonbParseState *state = NULL;
+	JsonbValue	v;
+	DgenAddress to;
+	DgenModule *module;
+	DgenMessage info;
+
+	dgen_address_parse(msg->sender, strlen(msg->sender), &to);
+	module = dgen_module_get(to.module, true);
+	if (module == NULL)
+		return;					/* it was dropped since it asked */
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	push_key(&state, "info");
+	v.type = jbvString;
+	v.val.string.val = "reply";
+	v.val.string.len = 5;
+	pushJsonbValue(&state, WJB_VALUE, &v);
+	push_key(&state, "request_id");
+	v.type = jbvNumeric;
+	v.val.numeric = DatumGetNumeric(DirectFunctionCall1(int8_numeric, Int64GetDatum(msg->id)));
+	pushJsonbValue(&state, WJB_VALUE, &v);
+	push_key(&state, error ? "error" : "reply");
+	push_jsonb(&state, error ? error : reply);
+	dgen_message_init(&info, &to, 'p',
+					  JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL)));
+	info.sender = msg->server;
+	info.context = msg->context;
+	dgen_mailbox_send(module, &info, 1);
+}
+
+/* Announce a reply, unless the queue of notifications is filling up. */
+static void
+announce(int64 id)
+{
+	char		payload[32];
+
+	if (DatumGetFloat8(DirectFunctionCall1(pg_notification_queue_usage, (Datum) 0)) > 0.5)
+		return;
+	snprintf(payload, sizeof(payload), INT64_FORMAT, id);
+	Async_Notify(REPLY_CHANNEL, payload);
+}
+
+/* Exactly one of reply and error answers a request, whoever sent it. */
+void
+dgen_request_reply(DgenModule *module, DgenMessage *msg, Jsonb *reply, Jsonb *error)
+{
+	if (strchr(msg->sender, '/') != NULL)
+	{
+		reply_by_info(msg, reply, error);
+		return;
+	}
+	dgen_reply_store(module, msg->id, msg->server, NULL, 0, msg->sender_role, reply, error);
+	dgen_notify_at_commit(DGEN_WAIT_REPLY, msg->id);
+	if (msg->notify)
+		announce(msg->id);
+}

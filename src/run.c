@@ -1,0 +1,496 @@
+/*-------------------------------------------------------------------------
+ *
+ * run.c
+ *	  The activations of one try of a batch, one after the other, in the
+ *	  worker's transaction.
+ *
+ * A message's row is deleted before its handler runs, so what the handler
+ * does and the message's end are one.  Between activations: settings are
+ * undone by the GUC nest level, deferred triggers have fired, the command
+ * counter has moved and the active snapshot is fresh.  What else a handler may
+ * leave in the session (temporary tables, prepared statements, session locks)
+ * sends it off to run alone.
+ *
+ * In company a timer cancels the batch after its budget, so that a slow
+ * handler holds up no others; alone, handler_timeout does.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "batch.h"
+
+#include "access/xact.h"
+#include "commands/async.h"
+#include "common/hashfn.h"
+#include "storage/predicate.h"
+#include "storage/proc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+#include "worker.h"
+
+/* ---------------------------------------------------------------- answers */
+
+static void
+answer_reply(Batch *b, int call, Jsonb *reply)
+{
+	dgen_call_put_reply(b->calls[call].call, DGEN_CALL_REPLY, reply, VARSIZE(reply));
+	dgen_batch_answer(b, call);
+}
+
+static void
+answer_error(Batch *b, int call, int sqlerrcode, char *message, char *detail, char *hint)
+{
+	DgenError	err = {sqlerrcode, message, detail, hint, NULL};
+
+	dgen_call_put_error(b->calls[call].call, &err);
+	dgen_batch_answer(b, call);
+}
+
+/* The server is not there, or no more: an answer for a call, the end of a message. */
+static void
+answer_no_server(Batch *b, BatchItem *item, DgenServer *server)
+{
+	bool		stopped = server->stop_reason != NULL;
+	DgenError	err = {0};
+
+	err.sqlerrcode = stopped ? ERRCODE_DGEN_STOPPED : ERRCODE_DGEN_NO_SERVER;
+	err.message = stopped ? psprintf("server \"%s\" has stopped", server->address) :
+		psprintf("server \"%s\" does not exist", server->address);
+	if (stopped)
+		err.detail = psprintf("It stopped with reason \"%s\".", server->stop_reason);
+	err.hint = psprintf("Start it by dgen.start('%s').", server->address);
+	if (item->msg == NULL)
+	{
+		dgen_call_put_error(b->calls[item->call].call, &err);
+		dgen_batch_answer(b, item->call);
+	}
+	else if (item->msg->kind == 'r')
+		dgen_request_reply(b->module, item->msg, NULL, dgen_error_to_jsonb(&err));
+}
+
+/* Calls that waited when their server stopped are not for its next life. */
+static void
+answer_stopped(Batch *b, BatchItem *stopping, const char *reason)
+{
+	DgenServer *server = b->servers[stopping->server].server;
+
+	for (int i = 0; i < b->ncalls; i++)
+	{
+		if (b->calls[i].answered || b->calls[i].lease != stopping->lease ||
+			strcmp(b->calls[i].call->data, server->address) != 0 ||
+			!dgen_call_begin(b->calls[i].call))
+			continue;
+		answer_error(b, i, ERRCODE_DGEN_STOPPED,
+					 psprintf("server \"%s\" has stopped", server->address),
+					 psprintf("It stopped with reason \"%s\".", reason),
+					 psprintf("Call again, or start it by dgen.start('%s').", server->address));
+	}
+}
+
+/* ---------------------------------------------------------------- request_key */
+
+static int64
+request_hash(Jsonb *request)
+{
+	return (int64) hash_bytes_extended((const unsigned char *) request, VARSIZE(request), 0);
+}
+
+/* Was this request answered before?  Then that is the answer. */
+static bool
+answer_from_key(Batch *b, int call, DgenServer *server)
+{
+	DgenCall   *c = b->calls[call].call;
+	const char *key = c->data + c->key_off;
+	Jsonb	   *request = (Jsonb *) (c->data + c->request_off);
+	int64		kept_hash;
+	Jsonb	   *kept = dgen_reply_by_key(server->address, key, &kept_hash);
+
+	if (kept == NULL)
+		return false;
+	if (kept_hash == request_hash(request))
+		answer_reply(b, call, kept);
+	else
+		answer_error(b, call, ERRCODE_DGEN_KEY_REUSED,
+					 psprintf("request_key \"%s\" was used for another request to server \"%s\"",
+							  key, server->address),
+					 pstrdup("Its reply is kept for reply_ttl."),
+					 pstrdup("Use another key for another request."));
+	return true;
+}
+
+/* ---------------------------------------------------------------- one item */
+
+static const char *
+kind_of(BatchItem *item)
+{
+	if (item->msg == NULL)
+		return "call";
+	switch (item->msg->kind)
+	{
+		case 'c':
+			return "cast";
+		case 'r':
+			return "request";
+		case 'n':
+			return "continue";
+		case 'p':
+			return "reply";
+		default:
+			return "info";
+	}
+}
+
+static DgenCallbackKind
+callback_of(BatchItem *item)
+{
+	if (item->msg == NULL)
+		return DGEN_HANDLE_CALL;
+	switch (item->msg->kind)
+	{
+		case 'c':
+			return DGEN_HANDLE_CAST;
+		case 'r':
+			return DGEN_HANDLE_CALL;
+		case 'n':
+			return DGEN_HANDLE_CONTINUE;
+		default:
+			return DGEN_HANDLE_INFO;
+	}
+}
+
+static void
+fill_activation(Batch *b, BatchItem *item, DgenActivation *act)
+{
+	memset(act, 0, sizeof(DgenActivation));
+	act->module = b->module;
+	act->server = b->servers[item->server].server;
+	act->identity = DGEN_AS_WORKER;
+	act->callback = callback_of(item);
+	act->kind = kind_of(item);
+	if (item->msg != NULL)
+	{
+		act->message = item->msg->message;
+		act->context = item->msg->context;
+		act->sender = item->msg->sender;
+		act->sender_role = item->msg->sender_role;
+		act->message_vsn = item->msg->vsn;
+		act->request_id = item->msg->kind == 'r' ? item->msg->id : 0;
+	}
+	else
+	{
+		DgenCall   *c = b->calls[item->call].call;
+
+		act->call = c;
+		act->message = (Jsonb *) (c->data + c->request_off);
+		act->context = c->context_off ? (Jsonb *) (c->data + c->context_off) : NULL;
+		act->sender = c->data + c->sender_off;
+		act->sender_role = c->data + c->role_off;
+	}
+}
+
+/*
+ * Take the message out of the mailbox.  False: somebody else has, or is about
+ * to (dgen.cancel()); in the second case the server waits for that to end.
+ */
+static bool
+consume_message(Batch *b, BatchItem *item)
+{
+	BatchLease *lease = &b->leases[item->lease];
+
+	switch (dgen_table_delete(b->messages, &item->msg->tid))
+	{
+		case TM_Ok:
+			item->consumed = true;
+			lease->consumed++;
+			return true;
+		case TM_BeingModified:
+			lease->low = Min(lease->low, item->msg->id);
+			lease->park_until = GetCurrentTimestamp() + 10000;
+			b->servers[item->server].blocked = true;
+			return false;
+		default:
+			return false;
+	}
+}
+
+/* Give the result of an activation to whoever waits for it. */
+static void
+deliver(Batch *b, BatchItem *item, DgenActivation *act)
+{
+	if (item->msg != NULL)
+	{
+		if (item->msg->kind == 'r' && act->replied)
+			dgen_request_reply(b->module, item->msg, act->reply, NULL);
+		else if (item->msg->kind == 'r')
+			dgen_deferred_request(b->module, item->msg);
+	}
+	else if (act->replied)
+	{
+		DgenCall   *c = b->calls[item->call].call;
+
+		if (c->key_off != 0)
+			dgen_reply_store(b->module, dgen_draw_id(), act->server->address,
+							 c->data + c->key_off, request_hash(act->message),
+							 act->sender_role, act->reply, NULL);
+		answer_reply(b, item->call, act->reply);
+	}
+	else
+		dgen_deferred_call(b, item->call);
+	if (act->exited)
+		answer_stopped(b, item, act->reason);
+}
+
+/* reject and retry_after undo the activation, as an error does. */
+static void
+raise_directive(Batch *b, DgenActivation *act)
+{
+	MemoryContext old = MemoryContextSwitchTo(b->mcxt);
+
+	if (act->outcome == DGEN_REJECTED)
+	{
+		b->rejected = true;
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_REFUSED),
+				 errmsg("message was rejected: %s", act->reason)));
+	}
+	b->retry_after = palloc(sizeof(Interval));
+	*b->retry_after = *act->retry_after;
+	MemoryContextSwitchTo(old);
+	ereport(ERROR,
+			(errcode(ERRCODE_DGEN_REFUSED),
+			 errmsg("message asked to be tried later")));
+}
+
+/* A state lives on from one activation to the next: out of the item's memory. */
+static void
+keep_server(Batch *b, DgenServer *server, Jsonb *before)
+{
+	MemoryContext old = MemoryContextSwitchTo(b->mcxt);
+
+	if (server->state != NULL && server->state != before)
+	{
+		Jsonb	   *copy = palloc(VARSIZE(server->state));
+
+		memcpy(copy, server->state, VARSIZE(server->state));
+		server->state = copy;
+	}
+	if (server->stop_reason != NULL)
+		server->stop_reason = pstrdup(server->stop_reason);
+	MemoryContextSwitchTo(old);
+}
+
+static void
+activate(Batch *b, BatchItem *item)
+{
+	DgenActivation act;
+	DgenServer *server = b->servers[item->server].server;
+	Jsonb	   *before = server->state;
+
+	if (b->module->ephemeral)
+		server->active = false;
+	fill_activation(b, item, &act);
+	dgen_activation_run(&act);
+	switch (act.outcome)
+	{
+		case DGEN_HANDLED:
+			deliver(b, item, &act);
+			break;
+		case DGEN_NO_SERVER:
+			answer_no_server(b, item, server);
+			break;
+		case DGEN_REJECTED:
+		case DGEN_RETRY_LATER:
+			raise_directive(b, &act);
+	}
+	if (b->module->ephemeral)
+		server->dirty = server->state_changed = server->erased = false;
+	if (item->attempts > 0)
+		dgen_failure_forget(b, server, item->msg->id);
+	keep_server(b, server, before);
+}
+
+/* Is there anything to run?  Ends what has expired, been cancelled or answered. */
+static bool
+begin_item(Batch *b, BatchItem *item)
+{
+	DgenServer *server = b->servers[item->server].server;
+
+	if (b->servers[item->server].blocked)
+	{
+		/* a cancel of an earlier message is under way: nothing may overtake it */
+		if (item->msg != NULL)
+			b->leases[item->lease].low = Min(b->leases[item->lease].low, item->msg->id);
+		return false;
+	}
+	if (item->msg != NULL)
+	{
+		if (!consume_message(b, item))
+			return false;
+		if (item->msg->expires_at <= GetCurrentTimestamp())
+		{
+			DgenError	err = {ERRCODE_DGEN_TIMEOUT, "request expired before it was handled"};
+
+			if (item->msg->kind == 'r')
+				dgen_request_reply(b->module, item->msg, NULL, dgen_error_to_jsonb(&err));
+			return false;
+		}
+		return true;
+	}
+	if (!dgen_call_begin(b->calls[item->call].call))
+	{
+		b->calls[item->call].answered = true;
+		return false;
+	}
+	if (!server->active && server->stop_reason != NULL &&
+		b->calls[item->call].call->issued_at <= server->updated_at)
+	{
+		answer_no_server(b, item, server);
+		return false;
+	}
+	if (b->calls[item->call].call->key_off != 0 &&
+		answer_from_key(b, item->call, server))
+		return false;
+	return true;
+}
+
+static void
+run_item(Batch *b, int i)
+{
+	BatchItem  *item = &b->items[i];
+	MemoryContext old = MemoryContextSwitchTo(b->item_mcxt);
+
+	/* the snapshot's command id moves on: each handler sees what came before */
+	CommandCounterIncrement();
+	PopActiveSnapshot();
+	PushActiveSnapshot(GetTransactionSnapshot());
+
+	b->current = i;
+	if (item->msg == NULL)
+		dgen_worker_set_call(b->calls[item->call].call->id);
+	if (begin_item(b, item))
+	{
+		if (item->msg != NULL)
+			dgen_hand_take(item->msg->id);
+		activate(b, item);
+		if (item->msg != NULL)
+			dgen_hand_clear();
+	}
+	dgen_worker_set_call(0);
+	dgen_worker_check_split();
+	b->current = -1;
+	b->nrun = i + 1;
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(b->item_mcxt);
+}
+
+/* ---------------------------------------------------------------- the try */
+
+static bool
+out_of_time(Batch *b)
+{
+	return GetCurrentTimestamp() - b->started_at >= DGEN_BATCH_USECS;
+}
+
+/* Items that the budget left over stay in their mailboxes. */
+static void
+leave_rest(Batch *b)
+{
+	for (int i = b->nrun; i < b->nitems; i++)
+	{
+		BatchItem  *item = &b->items[i];
+		BatchLease *lease = &b->leases[item->lease];
+
+		lease->more = true;
+		if (item->msg != NULL)
+			lease->low = Min(lease->low, item->msg->id);
+	}
+	b->nitems = b->nrun;
+}
+
+/*
+ * A state that was read and not changed gets a predicate lock on its row, and
+ * three on a page (or 32 in all, by default) would become one on the page (or
+ * the table), with conflicts for servers that have nothing to do with it.
+ * May the item's server be read as well?
+ */
+static bool
+room_for_read(Batch *b, DgenServer *next)
+{
+	int			per_relation = max_predicate_locks_per_relation < 0 ?
+		max_predicate_locks_per_xact / -max_predicate_locks_per_relation - 1 :
+		max_predicate_locks_per_relation;
+	int			reads = 0;
+	int			on_page = 0;
+
+	if (!IsolationIsSerializable() || !next->exists)
+		return true;
+	for (int i = 0; i < b->nservers; i++)
+	{
+		DgenServer *server = b->servers[i].server;
+
+		if (!server->read || server->dirty || server->recent || !server->exists)
+			continue;
+		reads++;
+		if (ItemPointerGetBlockNumber(&server->tid) == ItemPointerGetBlockNumber(&next->tid))
+			on_page++;
+	}
+	return reads < per_relation && on_page < max_predicate_locks_per_page;
+}
+
+/* Go on to the next item's server: write the last one's, if there is room for another. */
+static bool
+next_server(Batch *b, int i)
+{
+	DgenServer *last = b->servers[b->items[i - 1].server].server;
+	DgenServer *next = b->servers[b->items[i].server].server;
+
+	if (last == next)
+		return true;
+	/* so that the next server's handlers see it, if they look */
+	dgen_server_write(b->server_rows, last, GetTransactionSnapshot());
+	return room_for_read(b, next);
+}
+
+/*
+ * Run the items of the cut.  Raises what a handler raises, with b->current
+ * telling whose it is.
+ */
+void
+dgen_run_items(Batch *b)
+{
+	bool		company = b->nitems > 1;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	b->running = true;
+	dgen_worker_arm(company ? DGEN_BATCH_USECS / 1000 : b->module->handler_timeout, company);
+	for (int i = 0; i < b->nitems; i++)
+	{
+		if (i > 0 && (!next_server(b, i) || out_of_time(b)))
+			break;
+		run_item(b, i);
+	}
+	dgen_worker_disarm();
+	b->running = false;
+	leave_rest(b);
+}
+
+/*
+ * Write what changed, and tell SSI what was only read.
+ */
+void
+dgen_run_finish(Batch *b)
+{
+	Snapshot	snapshot = GetTransactionSnapshot();
+
+	for (int i = 0; i < b->nservers; i++)
+	{
+		DgenServer *server = b->servers[i].server;
+
+		if (server->dirty)
+			dgen_server_write(b->server_rows, server, snapshot);
+		else if (server->read && server->exists && !server->recent &&
+				 IsolationIsSerializable())
+			PredicateLockTID(b->server_rows->rel, &server->tid, snapshot, server->xmin);
+	}
+	PopActiveSnapshot();
+}

@@ -1,0 +1,503 @@
+/*-------------------------------------------------------------------------
+ *
+ * send.c
+ *	  What clients and handlers send: cast, cast_many, send, send_request,
+ *	  and cancel.
+ *
+ * All of it joins the caller's transaction.  Runs in any backend, takes no
+ * lease.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "batch.h"
+
+#include "access/skey.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "funcapi.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/fmgrprotos.h"
+#include "utils/rel.h"
+
+#define DEDUP_LOCK_CLASS 0xD7
+
+/* ---------------------------------------------------------------- checks */
+
+/*
+ * Size limit and the module's accept, in the sender's statement.
+ */
+void
+dgen_check_message(DgenModule *module, const DgenAddress *to, const char *kind, Jsonb *message)
+{
+	DgenScope	scope = {0};
+	DgenResult	result;
+	NullableDatum args[2];
+
+	if (VARSIZE(message) > module->max_message_size)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("message to server \"%s\" is too large", to->text),
+				 errdetail("It has %zu bytes; max_message_size is " INT64_FORMAT ".",
+						   (Size) VARSIZE(message), module->max_message_size),
+				 errhint("Keep large data in a table and send its key, or raise the limit by dgen.alter_module('%s', max_message_size => ...).",
+						 module->name)));
+	if (!module->callbacks[DGEN_ACCEPT].present && !module->callbacks[DGEN_ACCEPT].fault)
+		return;
+	scope.module = module;
+	scope.server = to->text;
+	scope.hash = to->hash;
+	scope.kind = kind;
+	args[0].value = CStringGetTextDatum(kind);
+	args[1].value = JsonbPGetDatum(message);
+	args[0].isnull = args[1].isnull = false;
+	dgen_handler_run(&scope, DGEN_ACCEPT, DGEN_AS_OWNER, 2, args, &result);
+	if (result.is_null || !DatumGetBool(result.value))
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_REFUSED),
+				 errmsg("server \"%s\" does not accept this message", to->text),
+				 errdetail("Callback accept of module \"%s\" returned %s.",
+						   module->name, result.is_null ? "null" : "false"),
+				 errhint("Nothing was sent. See what the module accepts.")));
+}
+
+static void
+check_may_send(void)
+{
+	dgen_check_writable();
+	if (dgen_scope != NULL && dgen_scope->readonly)
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("%s cannot send messages", dgen_callback_name(dgen_scope->callback)),
+				 errhint("Send from handle_call, handle_cast or handle_info.")));
+}
+
+static int16
+check_priority(int64 priority)
+{
+	if (priority < -1 || priority > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid priority: %lld", (long long) priority),
+				 errhint("Priorities are 1 (high), 0 (normal) and -1 (low).")));
+	return (int16) priority;
+}
+
+static int16
+check_max_attempts(int64 max_attempts)
+{
+	if (max_attempts < 1 || max_attempts > PG_INT16_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid max_attempts: %lld", (long long) max_attempts),
+				 errhint("It must be between 1 and %d.", PG_INT16_MAX)));
+	return (int16) max_attempts;
+}
+
+static DgenCallbackKind
+callback_for(char kind)
+{
+	return kind == 'c' ? DGEN_HANDLE_CAST : kind == 'r' ? DGEN_HANDLE_CALL : DGEN_HANDLE_INFO;
+}
+
+static const char *
+kind_name(char kind)
+{
+	return kind == 'c' ? "cast" : kind == 'r' ? "call" : "info";
+}
+
+/* ---------------------------------------------------------------- dedup */
+
+/*
+ * One sender at a time for a key: who comes second waits for the first to
+ * commit or abort, and then finds its row, or none.
+ */
+static void
+lock_dedup_key(const DgenAddress *to, const char *key)
+{
+	int64		hash = dgen_address_hash(key, strlen(key)) ^ to->hash;
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) ((uint64) hash >> 32), (uint32) hash,
+						 DEDUP_LOCK_CLASS);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+}
+
+/*
+ * The id under which this key was sent before, or 0.  Read as the table is
+ * now: by ON CONFLICT a repeatable-read sender would fail with 40001.
+ */
+static int64
+find_dedup(DgenTable *table, const DgenAddress *to, const char *key)
+{
+	ScanKeyData keys[2];
+	DgenScan   *scan;
+	HeapTuple	tuple;
+	int64		id = 0;
+	ItemPointerData expired;
+	bool		has_expired = false;
+	bool		isnull;
+
+	dgen_key_text(&keys[0], 1, to->text);
+	dgen_key_text(&keys[1], 2, key);
+	scan = dgen_scan_begin(table, DGEN_I_DEDUP_KEY, NULL, 2, keys);
+	while (id == 0 && (tuple = dgen_scan_next(scan)) != NULL)
+	{
+		TupleDesc	desc = RelationGetDescr(table->rel);
+
+		if (DatumGetTimestampTz(heap_getattr(tuple, 4, desc, &isnull)) > GetCurrentTimestamp())
+			id = DatumGetInt64(heap_getattr(tuple, 3, desc, &isnull));
+		else
+		{
+			expired = tuple->t_self;
+			has_expired = true;
+		}
+	}
+	dgen_scan_end(scan);
+	if (has_expired)
+		(void) dgen_table_delete(table, &expired);
+	return id;
+}
+
+static void
+insert_dedup(DgenTable *table, DgenModule *module, DgenMessage *msg)
+{
+	Datum		values[4];
+	bool		nulls[4] = {false};
+	TimestampTz expires_at = GetCurrentTimestamp() + module->dedup_ttl;
+
+	values[0] = CStringGetTextDatum(msg->server);
+	values[1] = CStringGetTextDatum(msg->dedup_key);
+	values[2] = Int64GetDatum(msg->id);
+	values[3] = TimestampTzGetDatum(expires_at);
+	dgen_table_insert(table, values, nulls, NULL);
+	dgen_due_at_commit(expires_at);
+}
+
+/* ---------------------------------------------------------------- one message */
+
+static DgenModule *
+check_send(const DgenAddress *to, DgenMessage *msg)
+{
+	DgenModule *module = dgen_module_get(to->module, false);
+
+	dgen_module_check_send(module, callback_for(msg->kind));
+	dgen_check_message(module, to, kind_name(msg->kind), msg->message);
+	dgen_check_tombstone(to);
+	return module;
+}
+
+/* Send one message, unless its dedup_key was used; returns its id, or the first one's. */
+static int64
+send_one(DgenModule *module, const DgenAddress *to, DgenMessage *msg)
+{
+	DgenTable  *dedup;
+	int64		id;
+
+	if (msg->dedup_key == NULL)
+	{
+		dgen_mailbox_send(module, msg, 1);
+		return msg->id;
+	}
+	lock_dedup_key(to, msg->dedup_key);
+	dedup = dgen_table_open(DGEN_T_DEDUP, RowExclusiveLock);
+	id = find_dedup(dedup, to, msg->dedup_key);
+	if (id == 0)
+	{
+		dgen_mailbox_send(module, msg, 1);
+		insert_dedup(dedup, module, msg);
+		CommandCounterIncrement();
+		id = msg->id;
+	}
+	dgen_table_close(dedup);
+	return id;
+}
+
+/* Arguments delay and expires. */
+static void
+take_times(FunctionCallInfo fcinfo, int delay_arg, int expires_arg, DgenMessage *msg)
+{
+	int64		usecs;
+
+	if (delay_arg >= 0 && dgen_arg_interval(fcinfo, delay_arg, "delay", true, &usecs) && usecs > 0)
+		msg->due_at = msg->sent_at + usecs;
+	if (dgen_arg_interval(fcinfo, expires_arg, "expires", false, &usecs))
+		msg->expires_at = msg->sent_at + usecs;
+}
+
+PG_FUNCTION_INFO_V1(dgen_cast);
+
+/* cast(server, message, delay, expires, priority, dedup_key, max_attempts) -> id */
+Datum
+dgen_cast(PG_FUNCTION_ARGS)
+{
+	DgenAddress to;
+	DgenMessage msg;
+	DgenModule *module;
+
+	dgen_address_arg(fcinfo, 0, &to);
+	check_may_send();
+	dgen_message_init(&msg, &to, 'c', dgen_arg_jsonb(fcinfo, 1));
+	take_times(fcinfo, 2, 3, &msg);
+	if (!PG_ARGISNULL(4))
+		msg.priority = check_priority(PG_GETARG_INT32(4));
+	msg.dedup_key = dgen_arg_text(fcinfo, 5);
+	if (!PG_ARGISNULL(6))
+		msg.max_attempts = check_max_attempts(PG_GETARG_INT32(6));
+	module = check_send(&to, &msg);
+	PG_RETURN_INT64(send_one(module, &to, &msg));
+}
+
+PG_FUNCTION_INFO_V1(dgen_send);
+
+/* send(server, message, delay, expires, priority) -> id: an info */
+Datum
+dgen_send(PG_FUNCTION_ARGS)
+{
+	DgenAddress to;
+	DgenMessage msg;
+	DgenModule *module;
+
+	dgen_address_arg(fcinfo, 0, &to);
+	check_may_send();
+	dgen_message_init(&msg, &to, 'i', dgen_arg_jsonb(fcinfo, 1));
+	take_times(fcinfo, 2, 3, &msg);
+	if (!PG_ARGISNULL(4))
+		msg.priority = check_priority(PG_GETARG_INT32(4));
+	module = check_send(&to, &msg);
+	PG_RETURN_INT64(send_one(module, &to, &msg));
+}
+
+PG_FUNCTION_INFO_V1(dgen_send_request);
+
+/* send_request(server, request, notify, expires, priority) -> id */
+Datum
+dgen_send_request(PG_FUNCTION_ARGS)
+{
+	DgenAddress to;
+	DgenMessage msg;
+	DgenModule *module;
+
+	dgen_address_arg(fcinfo, 0, &to);
+	check_may_send();
+	dgen_message_init(&msg, &to, 'r', dgen_arg_jsonb(fcinfo, 1));
+	msg.notify = PG_ARGISNULL(2) || PG_GETARG_BOOL(2);
+	take_times(fcinfo, -1, 3, &msg);
+	if (!PG_ARGISNULL(4))
+		msg.priority = check_priority(PG_GETARG_INT32(4));
+	module = check_send(&to, &msg);
+	dgen_mailbox_send(module, &msg, 1);
+	if (dgen_inline)
+	{
+		CommandCounterIncrement();
+		dgen_drain_server(&to);
+	}
+	PG_RETURN_INT64(msg.id);
+}
+
+/* ---------------------------------------------------------------- cast_many */
+
+static JsonbValue *
+field(JsonbContainer *object, const char *name, JsonbValue *v)
+{
+	return getKeyJsonValueFromContainer(object, name, strlen(name), v);
+}
+
+static void
+bad_element(int i, const char *problem)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("element %d of messages is not valid", i),
+			 errdetail_internal("%s", problem),
+			 errhint("Each element is an object like {\"server\": \"counter/home\", \"message\": {...}}, with \"delay\", \"expires\", \"priority\" and \"max_attempts\" if wanted.")));
+}
+
+static int64
+interval_field(JsonbContainer *object, const char *name, int i, bool *found)
+{
+	JsonbValue	v;
+	int64		usecs;
+
+	*found = false;
+	if (field(object, name, &v) == NULL || v.type == jbvNull)
+		return 0;
+	if (v.type != jbvString)
+		bad_element(i, psprintf("\"%s\" must be an interval as a string.", name));
+	if (!dgen_interval_usecs(DatumGetIntervalP(DirectFunctionCall3(interval_in,
+																   CStringGetDatum(pnstrdup(v.val.string.val, v.val.string.len)),
+																   ObjectIdGetDatum(InvalidOid),
+																   Int32GetDatum(-1))),
+							 &usecs) || usecs < 0)
+		bad_element(i, psprintf("\"%s\" must be a finite, positive interval.", name));
+	*found = true;
+	return usecs;
+}
+
+static int64
+integer_field(JsonbContainer *object, const char *name, int i, bool *found)
+{
+	JsonbValue	v;
+
+	*found = false;
+	if (field(object, name, &v) == NULL || v.type == jbvNull)
+		return 0;
+	if (v.type != jbvNumeric)
+		bad_element(i, psprintf("\"%s\" must be an integer.", name));
+	*found = true;
+	return DatumGetInt64(DirectFunctionCall1(numeric_int8, NumericGetDatum(v.val.numeric)));
+}
+
+/* One element of cast_many: its address and its message. */
+static void
+parse_element(JsonbValue *element, int i, DgenAddress *to, DgenMessage *msg)
+{
+	JsonbContainer *object = element->type == jbvBinary ? element->val.binary.data : NULL;
+	JsonbValue	server;
+	JsonbValue	message;
+	int64		number;
+	bool		found;
+
+	if (object == NULL || !JsonContainerIsObject(object))
+		bad_element(i, "It is not an object.");
+	if (field(object, "server", &server) == NULL || server.type != jbvString)
+		bad_element(i, "It has no string \"server\".");
+	if (field(object, "message", &message) == NULL)
+		bad_element(i, "It has no \"message\".");
+	dgen_address_parse(server.val.string.val, server.val.string.len, to);
+	dgen_message_init(msg, to, 'c', JsonbValueToJsonb(&message));
+	number = interval_field(object, "delay", i, &found);
+	if (found && number > 0)
+		msg->due_at = msg->sent_at + number;
+	number = interval_field(object, "expires", i, &found);
+	if (found)
+		msg->expires_at = msg->sent_at + number;
+	number = integer_field(object, "priority", i, &found);
+	if (found)
+		msg->priority = check_priority(number);
+	number = integer_field(object, "max_attempts", i, &found);
+	if (found)
+		msg->max_attempts = check_max_attempts(number);
+}
+
+PG_FUNCTION_INFO_V1(dgen_cast_many);
+
+/*
+ * cast_many(messages jsonb) -> bigint[]: many casts at once, in the order of
+ * the array; all or none.
+ */
+Datum
+dgen_cast_many(PG_FUNCTION_ARGS)
+{
+	Jsonb	   *list = PG_ARGISNULL(0) ? NULL : PG_GETARG_JSONB_P(0);
+	int			n;
+	DgenAddress *addresses;
+	DgenMessage *msgs;
+	DgenModule **modules;
+	Datum	   *ids;
+
+	check_may_send();
+	if (list == NULL || !JB_ROOT_IS_ARRAY(list) || JB_ROOT_IS_SCALAR(list))
+		ereport(ERROR,
+				(errcode(list ? ERRCODE_INVALID_PARAMETER_VALUE : ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("messages must be a jsonb array"),
+				 errhint("For example '[{\"server\": \"counter/home\", \"message\": 1}]'.")));
+	n = JB_ROOT_COUNT(list);
+	addresses = palloc(Max(n, 1) * sizeof(DgenAddress));
+	msgs = palloc(Max(n, 1) * sizeof(DgenMessage));
+	modules = palloc(Max(n, 1) * sizeof(DgenModule *));
+	ids = palloc(Max(n, 1) * sizeof(Datum));
+	for (int i = 0; i < n; i++)
+	{
+		parse_element(getIthJsonbValueFromContainer(&list->root, i), i, &addresses[i], &msgs[i]);
+		modules[i] = i > 0 && strcmp(addresses[i].module, addresses[i - 1].module) == 0 &&
+			strcmp(addresses[i].text, addresses[i - 1].text) == 0 &&
+			!modules[i - 1]->callbacks[DGEN_ACCEPT].present ? modules[i - 1] :
+			check_send(&addresses[i], &msgs[i]);
+	}
+	/* runs of one module go in together */
+	for (int i = 0, run; i < n; i += run)
+	{
+		for (run = 1; i + run < n && modules[i + run] == modules[i]; run++)
+			;
+		dgen_mailbox_send(modules[i], &msgs[i], run);
+	}
+	for (int i = 0; i < n; i++)
+		ids[i] = Int64GetDatum(msgs[i].id);
+	PG_RETURN_ARRAYTYPE_P(construct_array(ids, n, INT8OID, sizeof(int64), true, TYPALIGN_DOUBLE));
+}
+
+/* ---------------------------------------------------------------- cancel */
+
+/* May the current user cancel it: its sender, or an operator of the module. */
+static bool
+may_cancel(DgenMessage *msg)
+{
+	char		name[NAMEDATALEN];
+	const char *slash = strchr(msg->server, '/');
+	DgenModule *module;
+	Oid			role = get_role_oid(msg->sender_role, true);
+
+	if (OidIsValid(role) && has_privs_of_role(GetUserId(), role))
+		return true;
+	strlcpy(name, msg->server, Min(sizeof(name), slash - msg->server + 1));
+	module = dgen_module_get(name, true);
+	return module != NULL && dgen_module_may_operate(module);
+}
+
+static bool
+cancel_in(DgenTableId id, int skip, int64 message_id)
+{
+	DgenTable  *table = dgen_table_open(id, RowExclusiveLock);
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+	DgenMessage msg;
+	bool		found;
+	bool		known;
+
+	dgen_key_int8(&key, 1, message_id, BTEqualStrategyNumber);
+	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
+	tuple = dgen_scan_next(scan);
+	found = tuple != NULL;
+	if (found)
+		dgen_message_deform(tuple, RelationGetDescr(table->rel), skip, &msg);
+	dgen_scan_end(scan);
+	if (found && !may_cancel(&msg))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to cancel message %lld", (long long) message_id),
+				 errdetail("It was sent by another role."),
+				 errhint("Its sender, or an operator of its module, can cancel it.")));
+	/* a worker that has it in hand commits first, or gives it back first */
+	found = found && dgen_table_delete_wait(table, &msg.tid);
+	if (found)
+	{
+		CommandCounterIncrement();
+		if (skip == 0)
+			dgen_length_add(msg.hash, -1, &known);
+		/* what stood behind it may go on */
+		if (dgen_module_of(msg.server) != NULL)
+			dgen_ring_at_end(dgen_module_of(msg.server), msg.hash);
+	}
+	dgen_table_close(table);
+	return found;
+}
+
+PG_FUNCTION_INFO_V1(dgen_cancel);
+
+/* cancel(id) -> boolean: true if the message will not be handled */
+Datum
+dgen_cancel(PG_FUNCTION_ARGS)
+{
+	int64		id;
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("id of a message must not be null")));
+	check_may_send();
+	id = PG_GETARG_INT64(0);
+	PG_RETURN_BOOL(cancel_in(DGEN_T_MESSAGE, 0, id) || cancel_in(DGEN_T_DELAYED, 1, id));
+}

@@ -1,0 +1,532 @@
+/*-------------------------------------------------------------------------
+ *
+ * server.c
+ *	  The row of a server: its lease, reading it, writing it, and a worker's
+ *	  cache of states.
+ *
+ * The lease is a transaction-level heavyweight lock on the hash of the
+ * address, in the space of advisory locks but with a class that pg_advisory_*
+ * never uses.  Whoever writes a server's row holds it: workers take it
+ * without waiting, all others wait, under the eyes of PostgreSQL's deadlock
+ * detector.  It is let go after the transaction has become visible, so under
+ * a lease the row is always the latest.
+ *
+ * A worker keeps the states that it has written or read.  A kept state is
+ * good if the row at its TID is visible and has its xmin and version; then
+ * neither index nor TOAST is touched.  Rows are found by TID for another
+ * reason too: under an old snapshot a hot row leaves thousands of dead index
+ * entries behind, which a search by key would visit.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "dgen.h"
+
+#include "access/htup_details.h"
+#include "access/skey.h"
+#include "access/tableam.h"
+#include "access/transam.h"
+#include "executor/tuptable.h"
+#include "lib/ilist.h"
+#include "storage/lmgr.h"
+#include "storage/predicate.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#define LEASE_CLASS 0xD6
+
+/* columns of dgen.server, from 0 */
+enum
+{
+	COL_SERVER, COL_STATUS, COL_FAILING, COL_INCARNATION, COL_VERSION,
+	COL_UPDATED_AT, COL_STARTED_AT, COL_SUSPENDED_AT, COL_TOMBSTONE_UNTIL,
+	COL_SUSPENDED_BY, COL_STOP_REASON, COL_VSN, COL_STATE, NCOLS
+};
+
+typedef struct CacheKey
+{
+	char		address[DGEN_MAX_ADDRESS + 1];
+} CacheKey;
+
+typedef struct CacheEntry
+{
+	CacheKey	key;
+	dlist_node	lru;
+	DgenServer	server;			/* its strings and state are in mcxt */
+	MemoryContext mcxt;
+	Size		size;
+} CacheEntry;
+
+static HTAB *cache = NULL;
+static MemoryContext cache_mcxt = NULL;
+static dlist_head cache_lru = DLIST_STATIC_INIT(cache_lru);
+static Size cache_used = 0;
+
+/* ---------------------------------------------------------------- lease */
+
+static void
+lease_tag(LOCKTAG *tag, int64 hash)
+{
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, (uint32) ((uint64) hash >> 32),
+						 (uint32) hash, LEASE_CLASS);
+}
+
+/* Take the lease for this transaction; false if it is another's and not wait. */
+bool
+dgen_lease_take(int64 hash, bool wait)
+{
+	LOCKTAG		tag;
+
+	lease_tag(&tag, hash);
+	return LockAcquire(&tag, ExclusiveLock, false, !wait) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+bool
+dgen_lease_held(int64 hash)
+{
+	LOCKTAG		tag;
+
+	lease_tag(&tag, hash);
+	return LockHeldByMeExactly(&tag, ExclusiveLock);
+}
+
+/*
+ * Wait until nobody holds the lease, seen by the deadlock detector, and do
+ * not keep it.  For a caller whose call nobody has taken yet.
+ */
+void
+dgen_lease_wait(int64 hash)
+{
+	LOCKTAG		tag;
+
+	lease_tag(&tag, hash);
+	(void) LockAcquire(&tag, ShareLock, false, false);
+	LockRelease(&tag, ShareLock, false);
+}
+
+/* ---------------------------------------------------------------- reading */
+
+static char *
+text_col(Datum *values, bool *nulls, int col)
+{
+	return nulls[col] ? NULL : TextDatumGetCString(values[col]);
+}
+
+static TimestampTz
+time_col(Datum *values, bool *nulls, int col)
+{
+	return nulls[col] ? 0 : DatumGetTimestampTz(values[col]);
+}
+
+static void
+deform_server(HeapTuple tuple, TupleDesc desc, DgenServer *server)
+{
+	Datum		values[NCOLS];
+	bool		nulls[NCOLS];
+
+	heap_deform_tuple(tuple, desc, values, nulls);
+	server->exists = true;
+	server->tid = tuple->t_self;
+	server->xmin = HeapTupleHeaderGetRawXmin(tuple->t_data);
+	server->active = DatumGetChar(values[COL_STATUS]) == 'a';
+	server->failing = DatumGetBool(values[COL_FAILING]);
+	server->incarnation = DatumGetInt64(values[COL_INCARNATION]);
+	server->version = DatumGetInt64(values[COL_VERSION]);
+	server->updated_at = DatumGetTimestampTz(values[COL_UPDATED_AT]);
+	server->started_at = time_col(values, nulls, COL_STARTED_AT);
+	server->suspended_at = time_col(values, nulls, COL_SUSPENDED_AT);
+	server->suspended = server->suspended_at != 0;
+	server->tombstone_until = time_col(values, nulls, COL_TOMBSTONE_UNTIL);
+	server->suspended_by = text_col(values, nulls, COL_SUSPENDED_BY);
+	server->stop_reason = text_col(values, nulls, COL_STOP_REASON);
+	server->vsn = text_col(values, nulls, COL_VSN);
+	server->state = nulls[COL_STATE] ? NULL :
+		(Jsonb *) PG_DETOAST_DATUM_COPY(values[COL_STATE]);
+}
+
+/* Is what the cache has the row that the snapshot sees? */
+static bool
+cache_is_current(DgenTable *table, DgenServer *cached, Snapshot snapshot)
+{
+	TupleTableSlot *slot = table_slot_create(table->rel, NULL);
+	ItemPointerData tid = cached->tid;
+	bool		current = false;
+
+	if (table_tuple_fetch_row_version(table->rel, &tid, snapshot, slot))
+	{
+		bool		should_free;
+		bool		isnull;
+		HeapTuple	tuple = ExecFetchSlotHeapTuple(slot, false, &should_free);
+
+		/* the xid may have come round again: the version and address may not */
+		current = HeapTupleHeaderGetRawXmin(tuple->t_data) == cached->xmin &&
+			DatumGetInt64(heap_getattr(tuple, COL_VERSION + 1,
+									   RelationGetDescr(table->rel), &isnull)) == cached->version &&
+			strcmp(TextDatumGetCString(heap_getattr(tuple, COL_SERVER + 1,
+													RelationGetDescr(table->rel), &isnull)),
+				   cached->address) == 0;
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	return current;
+}
+
+/*
+ * Read the row of a server whose lease is held.  See dgen.h.
+ */
+DgenServer *
+dgen_server_read(DgenTable *table, const char *address, int64 hash, Snapshot snapshot)
+{
+	DgenServer *cached = dgen_is_worker() ? dgen_cache_find(address) : NULL;
+	DgenServer *server = palloc0(sizeof(DgenServer));
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+
+	if (cached != NULL && cache_is_current(table, cached, snapshot ? snapshot : SnapshotSelf))
+	{
+		*server = *cached;
+		return server;
+	}
+	server->address = pstrdup(address);
+	server->hash = hash;
+	dgen_key_text(&key, 1, address);
+	scan = dgen_scan_begin(table, DGEN_I_PKEY, snapshot, 1, &key);
+	tuple = dgen_scan_next(scan);
+	if (tuple != NULL)
+		deform_server(tuple, RelationGetDescr(table->rel), server);
+	dgen_scan_end(scan);
+	return server;
+}
+
+/*
+ * A transaction whose snapshot is older than the row may not go on with it:
+ * the handler would see a state from after its own reads.
+ */
+void
+dgen_server_check_snapshot(DgenServer *server)
+{
+	if (!IsolationUsesXactSnapshot() || !server->exists ||
+		TransactionIdIsCurrentTransactionId(server->xmin) ||
+		!XidInMVCCSnapshot(server->xmin, GetTransactionSnapshot()))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("could not serialize access due to concurrent update"),
+			 errdetail("Server \"%s\" changed after this transaction's snapshot was taken.",
+					   server->address),
+			 errhint("The transaction might succeed if retried.")));
+}
+
+/* ---------------------------------------------------------------- writing */
+
+static Datum
+time_value(TimestampTz t, bool *isnull)
+{
+	*isnull = (t == 0);
+	return TimestampTzGetDatum(t);
+}
+
+static Datum
+text_value(const char *s, bool *isnull)
+{
+	*isnull = (s == NULL);
+	return s ? CStringGetTextDatum(s) : (Datum) 0;
+}
+
+static void
+form_server(DgenServer *server, Datum *values, bool *nulls)
+{
+	memset(nulls, 0, NCOLS * sizeof(bool));
+	values[COL_SERVER] = CStringGetTextDatum(server->address);
+	values[COL_STATUS] = CharGetDatum(server->active ? 'a' : 'n');
+	values[COL_FAILING] = BoolGetDatum(server->failing);
+	values[COL_INCARNATION] = Int64GetDatum(server->incarnation);
+	values[COL_VERSION] = Int64GetDatum(server->version);
+	values[COL_UPDATED_AT] = TimestampTzGetDatum(server->updated_at);
+	values[COL_STARTED_AT] = time_value(server->started_at, &nulls[COL_STARTED_AT]);
+	values[COL_SUSPENDED_AT] = time_value(server->suspended ? server->suspended_at : 0,
+										  &nulls[COL_SUSPENDED_AT]);
+	values[COL_TOMBSTONE_UNTIL] = time_value(server->tombstone_until, &nulls[COL_TOMBSTONE_UNTIL]);
+	values[COL_SUSPENDED_BY] = text_value(server->suspended ? server->suspended_by : NULL,
+										  &nulls[COL_SUSPENDED_BY]);
+	values[COL_STOP_REASON] = text_value(server->stop_reason, &nulls[COL_STOP_REASON]);
+	values[COL_VSN] = text_value(server->vsn, &nulls[COL_VSN]);
+	values[COL_STATE] = PointerGetDatum(server->state);
+	nulls[COL_STATE] = server->state == NULL;
+}
+
+static void
+check_result(TM_Result result, DgenServer *server)
+{
+	if (result == TM_Ok)
+		return;
+
+	/*
+	 * Under the lease nobody else writes the row; what remains is a row that
+	 * was changed by hand, or by this transaction's own earlier command in
+	 * the same activation.
+	 */
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("could not serialize access due to concurrent update"),
+			 errdetail("The row of server \"%s\" was changed by another transaction (result %d).",
+					   server->address, (int) result)));
+}
+
+/*
+ * Write a server that is dirty: one version of its row, found by TID.
+ * crosscheck, if given, is the transaction's snapshot, which must see the row
+ * that is replaced.
+ */
+void
+dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck)
+{
+	Datum		values[NCOLS];
+	bool		nulls[NCOLS];
+
+	if (!server->dirty)
+		return;
+	server->dirty = false;
+	if (server->erased)
+	{
+		if (server->exists)
+			check_result(dgen_table_delete(table, &server->tid), server);
+		server->exists = false;
+		CommandCounterIncrement();
+		return;
+	}
+
+	if (server->state_changed)
+		server->version++;
+	server->state_changed = false;
+	server->updated_at = GetCurrentTransactionStartTimestamp();
+	form_server(server, values, nulls);
+	if (server->exists)
+	{
+		ItemPointerData tid;
+
+		check_result(dgen_table_update(table, &server->tid,
+									   server->recent ? InvalidSnapshot : crosscheck,
+									   values, nulls, &tid), server);
+		server->tid = tid;
+	}
+	else
+		dgen_table_insert(table, values, nulls, &server->tid);
+	server->exists = true;
+	server->recent = true;
+	server->xmin = GetCurrentTransactionId();
+	CommandCounterIncrement();
+}
+
+/* ---------------------------------------------------------------- undo */
+
+/*
+ * A worker keeps servers in memory over the activations of a batch.  What a
+ * subtransaction (an EXCEPTION block of a handler) made of them, by an invoke
+ * or because a read had them written, must go when it aborts.
+ */
+typedef struct Saved
+{
+	DgenServer *server;
+	DgenServer	before;
+	SubTransactionId subid;
+} Saved;
+
+static List *saved = NIL;		/* in TopTransactionContext, the last one first */
+
+void
+dgen_server_save(DgenServer *server)
+{
+	MemoryContext old;
+	Saved	   *s;
+
+	if (GetCurrentTransactionNestLevel() <= 1)
+		return;
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	s = palloc(sizeof(Saved));
+	s->server = server;
+	s->before = *server;
+	s->subid = GetCurrentSubTransactionId();
+	saved = lcons(s, saved);
+	MemoryContextSwitchTo(old);
+}
+
+void
+dgen_server_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent)
+{
+	ListCell   *lc;
+
+	if (event != SUBXACT_EVENT_COMMIT_SUB && event != SUBXACT_EVENT_ABORT_SUB)
+		return;
+	foreach(lc, saved)
+	{
+		Saved	   *s = lfirst(lc);
+
+		if (s->subid < my)
+			break;
+		if (event == SUBXACT_EVENT_COMMIT_SUB)
+			s->subid = parent;
+		else
+		{
+			*s->server = s->before;
+			saved = foreach_delete_current(saved, lc);
+		}
+	}
+}
+
+/* At the end of a transaction: the list goes with its memory. */
+void
+dgen_server_xact_end(void)
+{
+	saved = NIL;
+}
+
+/* ---------------------------------------------------------------- tombstones */
+
+void
+dgen_check_tombstone(const DgenAddress *to)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_SERVER, AccessShareLock);
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+	TimestampTz until = 0;
+	bool		isnull = true;
+
+	dgen_key_text(&key, 1, to->text);
+	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
+	tuple = dgen_scan_next(scan);
+	if (tuple != NULL)
+		until = DatumGetTimestampTz(heap_getattr(tuple, COL_TOMBSTONE_UNTIL + 1,
+												 RelationGetDescr(table->rel), &isnull));
+	dgen_scan_end(scan);
+	dgen_table_close(table);
+	if (!isnull && until > GetCurrentTimestamp())
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_NO_SERVER),
+				 errmsg("server \"%s\" was deleted", to->text),
+				 errdetail("Its tombstone stands until %s.", timestamptz_to_str(until)),
+				 errhint("Start it anew by dgen.start('%s').", to->text)));
+}
+
+/* ---------------------------------------------------------------- cache */
+
+static CacheEntry *
+cache_entry(const char *address, HASHACTION action)
+{
+	CacheKey	key;
+
+	if (cache == NULL)
+	{
+		HASHCTL		ctl = {0};
+
+		if (action != HASH_ENTER)
+			return NULL;
+		cache_mcxt = AllocSetContextCreate(TopMemoryContext, "dgen states",
+										   ALLOCSET_DEFAULT_SIZES);
+		ctl.keysize = sizeof(CacheKey);
+		ctl.entrysize = sizeof(CacheEntry);
+		ctl.hcxt = cache_mcxt;
+		cache = hash_create("dgen states", 256, &ctl, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+	}
+	strlcpy(key.address, address, sizeof(key.address));
+	return hash_search(cache, key.address, action, NULL);
+}
+
+DgenServer *
+dgen_cache_find(const char *address)
+{
+	CacheEntry *entry = cache_entry(address, HASH_FIND);
+
+	if (entry == NULL)
+		return NULL;
+	dlist_move_head(&cache_lru, &entry->lru);
+	return &entry->server;
+}
+
+void
+dgen_cache_drop(const char *address)
+{
+	CacheEntry *entry = cache_entry(address, HASH_FIND);
+
+	if (entry == NULL)
+		return;
+	cache_used -= entry->size;
+	dlist_delete(&entry->lru);
+	MemoryContextDelete(entry->mcxt);
+	cache_entry(address, HASH_REMOVE);
+}
+
+static char *
+copy_string(const char *s)
+{
+	return s ? pstrdup(s) : NULL;
+}
+
+/*
+ * Keep a server as it has been written (and committed) or read.  A state that
+ * the cache has already is not copied again.
+ */
+void
+dgen_cache_store(DgenServer *server)
+{
+	CacheEntry *entry = cache_entry(server->address, HASH_FIND);
+	MemoryContext mcxt;
+	MemoryContext old;
+
+	if (!server->exists)
+	{
+		dgen_cache_drop(server->address);
+		return;
+	}
+	if (entry != NULL && entry->server.state == server->state &&
+		entry->server.tid.ip_posid == server->tid.ip_posid &&
+		ItemPointerEquals(&entry->server.tid, &server->tid))
+		return;
+
+	mcxt = AllocSetContextCreate(cache_mcxt ? cache_mcxt : TopMemoryContext, "dgen state",
+								 ALLOCSET_SMALL_MINSIZE, ALLOCSET_SMALL_INITSIZE,
+								 ALLOCSET_DEFAULT_MAXSIZE);
+	old = MemoryContextSwitchTo(mcxt);
+	{
+		DgenServer	copy = *server;
+
+		copy.address = pstrdup(server->address);
+		copy.suspended_by = copy_string(server->suspended_by);
+		copy.stop_reason = copy_string(server->stop_reason);
+		copy.vsn = copy_string(server->vsn);
+		if (server->state != NULL)
+		{
+			copy.state = palloc(VARSIZE(server->state));
+			memcpy(copy.state, server->state, VARSIZE(server->state));
+		}
+		copy.dirty = copy.state_changed = copy.read = copy.recent = false;
+		if (entry != NULL)
+		{
+			cache_used -= entry->size;
+			MemoryContextDelete(entry->mcxt);
+			dlist_delete(&entry->lru);
+		}
+		else
+			entry = cache_entry(server->address, HASH_ENTER);
+		entry->server = copy;
+	}
+	MemoryContextSwitchTo(old);
+	entry->mcxt = mcxt;
+	entry->size = sizeof(CacheEntry) + MemoryContextMemAllocated(mcxt, false);
+	cache_used += entry->size;
+	dlist_push_head(&cache_lru, &entry->lru);
+}
+
+/* Between batches: let go of the least recently used beyond dgen.cache_size. */
+void
+dgen_cache_trim(void)
+{
+	while (cache_used > (Size) dgen_cache_size * 1024 && !dlist_is_empty(&cache_lru))
+	{
+		CacheEntry *entry = dlist_container(CacheEntry, lru, dlist_tail_node(&cache_lru));
+
+		dgen_cache_drop(entry->server.address);
+	}
+}

@@ -1,0 +1,421 @@
+/*-------------------------------------------------------------------------
+ *
+ * table.c
+ *	  dgen's own tables, below the executor: no rights (a worker runs as a
+ *	  module's owner, who has none on them), no triggers, no plans that could
+ *	  flip to a sequential scan.
+ *
+ * The tables have plain btree indexes only; that is what keeps this short.
+ * Runs in any process, inside a transaction.  Takes the relation locks that
+ * its callers name, and keeps them to the end of the transaction as the
+ * executor would.
+ *
+ * Nothing here takes predicate locks unless the caller hands in the
+ * transaction's own snapshot: under SERIALIZABLE, PostgreSQL skips them for
+ * snapshots that are not MVCC, and before the transaction has a snapshot.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "dgen.h"
+
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/relscan.h"
+#include "access/skey.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_collation.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "nodes/execnodes.h"
+#include "storage/lmgr.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+static const char *const table_names[DGEN_NTABLES] = {
+	"installation", "adoption", "module", "server", "message", "delayed",
+	"attempt", "letter", "reply", "dedup"
+};
+
+/*
+ * The indexes of each table by their key columns, in the order of the script.
+ * They are found by columns and not by OID or name, since REINDEX
+ * CONCURRENTLY leaves another OID, and for a while two indexes.
+ */
+#define MAX_SPECS 3
+static const AttrNumber index_specs[DGEN_NTABLES][MAX_SPECS][3] = {
+	[DGEN_T_MODULE] = {{1}, {2}},
+	[DGEN_T_SERVER] = {{1}},
+	[DGEN_T_MESSAGE] = {{1}, {2, 3, 1}},
+	[DGEN_T_DELAYED] = {{1}, {2}, {10}},
+	[DGEN_T_ATTEMPT] = {{1}, {2}, {5}},
+	[DGEN_T_LETTER] = {{1}, {9, 1}, {16}},
+	[DGEN_T_REPLY] = {{1}, {2, 6}, {4}},
+	[DGEN_T_DEDUP] = {{1, 2}, {4}}
+};
+
+/* OIDs, forgotten when pg_namespace or a relation changes */
+static Oid	table_oids[DGEN_NTABLES];
+static Oid	schema_oid = InvalidOid;
+static bool callbacks_registered = false;
+
+struct DgenScan
+{
+	IndexScanDesc desc;
+	TupleTableSlot *slot;
+};
+
+/* Any relation's rebuild may be that of ours, after DROP and CREATE EXTENSION. */
+static void
+forget_relation(Datum arg, Oid relid)
+{
+	if (relid == InvalidOid)
+		memset(table_oids, 0, sizeof(table_oids));
+	for (int i = 0; i < DGEN_NTABLES; i++)
+	{
+		if (table_oids[i] == relid)
+			table_oids[i] = InvalidOid;
+	}
+}
+
+static void
+forget_schema(Datum arg, int cacheid, uint32 hashvalue)
+{
+	schema_oid = InvalidOid;
+	memset(table_oids, 0, sizeof(table_oids));
+}
+
+static Oid
+dgen_schema(void)
+{
+	if (!callbacks_registered)
+	{
+		CacheRegisterRelcacheCallback(forget_relation, (Datum) 0);
+		CacheRegisterSyscacheCallback(NAMESPACEOID, forget_schema, (Datum) 0);
+		callbacks_registered = true;
+	}
+	if (!OidIsValid(schema_oid))
+		schema_oid = get_namespace_oid(DGEN_SCHEMA, true);
+	return schema_oid;
+}
+
+/* Is the extension here, and not merely a schema of that name? */
+bool
+dgen_extension_present(void)
+{
+	return OidIsValid(get_extension_oid("dgen", true)) &&
+		OidIsValid(dgen_schema()) &&
+		OidIsValid(get_relname_relid(table_names[DGEN_T_MESSAGE], dgen_schema()));
+}
+
+static void
+no_extension(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DGEN_NOT_ENABLED),
+			 errmsg("extension \"dgen\" is not installed in this database"),
+			 errhint("Run CREATE EXTENSION dgen.")));
+}
+
+Oid
+dgen_table_oid(DgenTableId id)
+{
+	Oid			schema = dgen_schema();
+
+	if (!OidIsValid(table_oids[id]))
+	{
+		Oid			oid = OidIsValid(schema) ?
+			get_relname_relid(table_names[id], schema) : InvalidOid;
+
+		if (!OidIsValid(oid))
+			no_extension();
+		table_oids[id] = oid;
+	}
+	return table_oids[id];
+}
+
+Oid
+dgen_sequence_oid(const char *name)
+{
+	Oid			schema = dgen_schema();
+	Oid			oid = OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
+
+	if (!OidIsValid(oid))
+		no_extension();
+	return oid;
+}
+
+static bool
+matches_spec(Relation index, const AttrNumber *spec)
+{
+	int			nkeys = IndexRelationGetNumberOfKeyAttributes(index);
+
+	for (int i = 0; i < 3; i++)
+	{
+		AttrNumber	attno = i < nkeys ? index->rd_index->indkey.values[i] : 0;
+
+		if (attno != spec[i])
+			return false;
+	}
+	return nkeys <= 3;
+}
+
+static void
+add_index(DgenTable *table, DgenTableId id, Relation index)
+{
+	int			i = table->nindexes;
+
+	if (i == DGEN_MAX_INDEXES ||
+		RelationGetIndexExpressions(index) != NIL ||
+		RelationGetIndexPredicate(index) != NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("index \"%s\" on table \"%s.%s\" is not dgen's",
+						RelationGetRelationName(index), DGEN_SCHEMA, table_names[id]),
+				 errhint("Drop the indexes that were added by hand.")));
+	table->indexes[i] = index;
+	table->infos[i] = BuildIndexInfo(index);
+	table->nindexes++;
+	for (int spec = 0; spec < MAX_SPECS; spec++)
+	{
+		if (index->rd_index->indisvalid && matches_spec(index, index_specs[id][spec]))
+			table->scannable[spec] = i;
+	}
+}
+
+DgenTable *
+dgen_table_open(DgenTableId id, LOCKMODE lockmode)
+{
+	DgenTable  *table = palloc0(sizeof(DgenTable));
+	List	   *indexes;
+	ListCell   *lc;
+
+	table->rel = table_open(dgen_table_oid(id), lockmode);
+	memset(table->scannable, -1, sizeof(table->scannable));
+	indexes = RelationGetIndexList(table->rel);
+	foreach(lc, indexes)
+	{
+		Relation	index = index_open(lfirst_oid(lc), RowExclusiveLock);
+
+		if (index->rd_index->indisready)
+			add_index(table, id, index);
+		else
+			index_close(index, NoLock);
+	}
+	list_free(indexes);
+	return table;
+}
+
+/* Close; the locks stay until the transaction ends. */
+void
+dgen_table_close(DgenTable *table)
+{
+	for (int i = 0; i < table->nindexes; i++)
+	{
+		index_close(table->indexes[i], NoLock);
+		pfree(table->infos[i]);
+	}
+	table_close(table->rel, NoLock);
+	pfree(table);
+}
+
+static void
+insert_index_entries(DgenTable *table, TupleTableSlot *slot, bool unchanged)
+{
+	Datum		values[INDEX_MAX_KEYS];
+	bool		nulls[INDEX_MAX_KEYS];
+
+	for (int i = 0; i < table->nindexes; i++)
+	{
+		Relation	index = table->indexes[i];
+
+		FormIndexDatum(table->infos[i], slot, NULL, values, nulls);
+		index_insert(index, values, nulls, &slot->tts_tid, table->rel,
+					 index->rd_index->indisunique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
+					 unchanged, table->infos[i]);
+	}
+}
+
+/* Insert one row; tid, if wanted, is where it went. */
+void
+dgen_table_insert(DgenTable *table, Datum *values, bool *nulls, ItemPointer tid)
+{
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(table->rel),
+													&TTSOpsHeapTuple);
+
+	ExecStoreHeapTuple(heap_form_tuple(RelationGetDescr(table->rel), values, nulls),
+					   slot, true);
+	slot->tts_tableOid = RelationGetRelid(table->rel);
+	table_tuple_insert(table->rel, slot, GetCurrentCommandId(true), 0, NULL);
+	insert_index_entries(table, slot, false);
+	if (tid != NULL)
+		*tid = slot->tts_tid;
+	ExecDropSingleTupleTableSlot(slot);
+}
+
+/* Insert many formed rows at once, which saves WAL and buffer locks. */
+void
+dgen_table_insert_many(DgenTable *table, int n, HeapTuple *tuples)
+{
+	TupleTableSlot **slots = palloc(n * sizeof(TupleTableSlot *));
+
+	for (int i = 0; i < n; i++)
+	{
+		slots[i] = MakeSingleTupleTableSlot(RelationGetDescr(table->rel), &TTSOpsHeapTuple);
+		ExecStoreHeapTuple(tuples[i], slots[i], false);
+		slots[i]->tts_tableOid = RelationGetRelid(table->rel);
+	}
+	table_multi_insert(table->rel, slots, n, GetCurrentCommandId(true), 0, NULL);
+	for (int i = 0; i < n; i++)
+	{
+		insert_index_entries(table, slots[i], false);
+		ExecDropSingleTupleTableSlot(slots[i]);
+	}
+	pfree(slots);
+}
+
+/*
+ * Replace the row at tid.  Does not wait: anything but TM_Ok leaves the row
+ * as it was, and is the caller's to handle.
+ */
+TM_Result
+dgen_table_update(DgenTable *table, ItemPointer tid, Snapshot crosscheck,
+				  Datum *values, bool *nulls, ItemPointer newtid)
+{
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(table->rel),
+													&TTSOpsHeapTuple);
+	TM_FailureData tmfd;
+	LockTupleMode lockmode;
+	DgenUpdateIndexes update_indexes;
+	TM_Result	result;
+
+	ExecStoreHeapTuple(heap_form_tuple(RelationGetDescr(table->rel), values, nulls),
+					   slot, true);
+	slot->tts_tableOid = RelationGetRelid(table->rel);
+	result = table_tuple_update(table->rel, tid, slot, GetCurrentCommandId(true),
+								InvalidSnapshot, crosscheck, false,
+								&tmfd, &lockmode, &update_indexes);
+	if (result == TM_Ok)
+	{
+		if (DGEN_NEEDS_INDEXES(update_indexes))
+			insert_index_entries(table, slot, true);
+		*newtid = slot->tts_tid;
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	return result;
+}
+
+/* Delete the row at tid without waiting; see dgen_table_update(). */
+TM_Result
+dgen_table_delete(DgenTable *table, ItemPointer tid)
+{
+	TM_FailureData tmfd;
+
+	return table_tuple_delete(table->rel, tid, GetCurrentCommandId(true),
+							  InvalidSnapshot, InvalidSnapshot, false, &tmfd, false);
+}
+
+/*
+ * Delete the row at tid, waiting for whoever is at it; false if it is gone.
+ * dgen's rows at a TID are never updated by two but under a lease, so a row
+ * that was updated counts as gone.
+ */
+bool
+dgen_table_delete_wait(DgenTable *table, ItemPointer tid)
+{
+	TM_FailureData tmfd;
+	TM_Result	result;
+
+	result = table_tuple_delete(table->rel, tid, GetCurrentCommandId(true),
+								InvalidSnapshot, InvalidSnapshot, true, &tmfd, false);
+	return result == TM_Ok;
+}
+
+/*
+ * Scan an index of the table in its order.  Without a snapshot: rows as they
+ * are now, committed or of this transaction (SnapshotSelf; fit for rows under
+ * a held lease, or to learn whether one exists).
+ */
+DgenScan *
+dgen_scan_begin(DgenTable *table, int index, Snapshot snapshot, int nkeys, ScanKey keys)
+{
+	DgenScan   *scan = palloc(sizeof(DgenScan));
+	int			i = table->scannable[index];
+
+	if (i < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("an index of table \"%s.%s\" is missing",
+						DGEN_SCHEMA, RelationGetRelationName(table->rel)),
+				 errhint("Restore the index that the extension's script makes.")));
+#if PG_VERSION_NUM >= 180000
+	scan->desc = index_beginscan(table->rel, table->indexes[i],
+								 snapshot ? snapshot : SnapshotSelf, NULL, nkeys, 0);
+#else
+	scan->desc = index_beginscan(table->rel, table->indexes[i],
+								 snapshot ? snapshot : SnapshotSelf, nkeys, 0);
+#endif
+	index_rescan(scan->desc, keys, nkeys, NULL, 0);
+	scan->slot = table_slot_create(table->rel, NULL);
+	return scan;
+}
+
+/* The next row, or NULL; valid until the next call. */
+HeapTuple
+dgen_scan_next(DgenScan *scan)
+{
+	bool		should_free;
+
+	if (!index_getnext_slot(scan->desc, ForwardScanDirection, scan->slot))
+		return NULL;
+	return ExecFetchSlotHeapTuple(scan->slot, false, &should_free);
+}
+
+void
+dgen_scan_end(DgenScan *scan)
+{
+	ExecDropSingleTupleTableSlot(scan->slot);
+	index_endscan(scan->desc);
+	pfree(scan);
+}
+
+void
+dgen_key_text(ScanKey key, int attno, const char *value)
+{
+	ScanKeyEntryInitialize(key, 0, attno, BTEqualStrategyNumber, InvalidOid,
+						   C_COLLATION_OID, F_TEXTEQ, CStringGetTextDatum(value));
+}
+
+void
+dgen_key_int8(ScanKey key, int attno, int64 value, int strategy)
+{
+	RegProcedure proc = strategy == BTEqualStrategyNumber ? F_INT8EQ :
+		strategy == BTGreaterEqualStrategyNumber ? F_INT8GE :
+		strategy == BTLessEqualStrategyNumber ? F_INT8LE : F_INT8LT;
+
+	ScanKeyInit(key, attno, strategy, proc, Int64GetDatum(value));
+}
+
+void
+dgen_key_int2(ScanKey key, int attno, int16 value)
+{
+	ScanKeyInit(key, attno, BTEqualStrategyNumber, F_INT2EQ, Int16GetDatum(value));
+}
+
+void
+dgen_key_time(ScanKey key, int attno, TimestampTz value, int strategy)
+{
+	RegProcedure proc = strategy == BTGreaterEqualStrategyNumber ? F_TIMESTAMPTZ_GE :
+		strategy == BTGreaterStrategyNumber ? F_TIMESTAMPTZ_GT : F_TIMESTAMPTZ_LE;
+
+	Assert(proc != F_TIMESTAMPTZ_LE || strategy == BTLessEqualStrategyNumber);
+	ScanKeyInit(key, attno, strategy, proc, TimestampTzGetDatum(value));
+}

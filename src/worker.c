@@ -1,0 +1,465 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *	  A worker: a background process of one pool, connected as the owner of
+ *	  the pool's modules.
+ *
+ * Started by the launcher, it takes ready servers, serves them batch by
+ * batch, sleeps on its latch, and leaves when it has been idle for
+ * dgen.worker_idle_timeout or when another owner waits for a place.
+ *
+ * Being the owner, and not a superuser that pretends, makes session_user, row
+ * security, temporary objects and deferred triggers right without further
+ * ado: there is nothing to escalate to.
+ *
+ * Signals: SIGTERM as in a backend (die); SIGINT is a cancel, of one call by
+ * name or, from pg_cancel_backend(), of the activation in hand.
+ *
+ * On exit the shmem callback, registered before the connection and so run
+ * after the transaction has been rolled back, gives back what was in hand.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "dgen.h"
+
+#include <signal.h>
+
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "commands/async.h"
+#include "commands/discard.h"
+#include "commands/prepare.h"
+#include "commands/sequence.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/lmgr.h"
+#include "storage/proc.h"
+#include "storage/procsignal.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/portal.h"
+#include "utils/timeout.h"
+#include "batch.h"
+#include "worker.h"
+
+#define QUANTUM_USECS INT64CONST(1000000)
+
+static int	my_pool;
+static uint32 my_generation;
+static TimeoutId my_timeout;
+static bool in_company;
+static volatile sig_atomic_t interrupt = DGEN_INTERRUPT_NONE;
+static volatile sig_atomic_t cancels = 0;
+static const char *split_reason = NULL;
+static bool session_is_dirty = false;
+static uint32 idle_wait_event = 0;
+
+/* ---------------------------------------------------------------- interrupts */
+
+static void
+request_cancel(DgenInterrupt why)
+{
+	interrupt = why;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+}
+
+static void
+on_timeout(void)
+{
+	request_cancel(in_company ? DGEN_INTERRUPT_BUDGET : DGEN_INTERRUPT_TIMEOUT);
+}
+
+/*
+ * A cancel.  One that names a call is for that call alone: it may come when
+ * the next one runs already.
+ */
+static void
+on_sigint(SIGNAL_ARGS)
+{
+	int			save_errno = errno;
+	uint64		wanted = pg_atomic_read_u64(&dgen_my_slot->cancel_call);
+
+	cancels++;
+	if (wanted == 0)
+		request_cancel(DGEN_INTERRUPT_NONE);
+	else if (wanted == pg_atomic_read_u64(&dgen_my_slot->current_call))
+		request_cancel(DGEN_INTERRUPT_CALLER);
+	errno = save_errno;
+}
+
+/* Arm the budget of a company, or the timeout of one handler. */
+void
+dgen_worker_arm(int ms, bool company)
+{
+	in_company = company;
+	if (ms > 0)
+		enable_timeout_after(my_timeout, ms);
+}
+
+/* Before the commit: nothing of ours may cancel it. */
+void
+dgen_worker_disarm(void)
+{
+	disable_timeout(my_timeout, false);
+	if (interrupt != DGEN_INTERRUPT_NONE)
+		QueryCancelPending = false;
+}
+
+DgenInterrupt
+dgen_worker_interrupted(void)
+{
+	return (DgenInterrupt) interrupt;
+}
+
+void
+dgen_worker_forget_interrupt(void)
+{
+	interrupt = DGEN_INTERRUPT_NONE;
+	split_reason = NULL;
+}
+
+int
+dgen_worker_cancels(void)
+{
+	return cancels;
+}
+
+/* The call whose handler runs now, 0: none; a stale cancel is forgotten. */
+void
+dgen_worker_set_call(uint64 call_id)
+{
+	pg_atomic_write_u64(&dgen_my_slot->current_call, call_id);
+	if (call_id != 0)
+		pg_atomic_write_u64(&dgen_my_slot->cancel_call, 0);
+}
+
+/*
+ * The running handler does something that outlives its activation (a session
+ * lock, LISTEN, a temporary table).  In company it must go and run alone; alone
+ * the session is cleaned up after its commit.  May be called from any hook.
+ */
+void
+dgen_batch_split(const char *why)
+{
+	session_is_dirty = true;
+	if (!dgen_batch_in_company())
+		return;
+	split_reason = why;
+	interrupt = DGEN_INTERRUPT_SPLIT;
+	ereport(ERROR,
+			(errcode(ERRCODE_QUERY_CANCELED),
+			 errmsg("activation must run alone"),
+			 errdetail_internal("It uses %s.", why)));
+}
+
+/*
+ * After each activation: an interrupt, or a need to be alone, holds whatever
+ * the handler made of the error.
+ */
+void
+dgen_worker_check_split(void)
+{
+	if (MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE)
+	{
+		session_is_dirty = true;
+		if (dgen_batch_in_company())
+			interrupt = DGEN_INTERRUPT_SPLIT;
+	}
+	if (interrupt == DGEN_INTERRUPT_BUDGET || interrupt == DGEN_INTERRUPT_SPLIT)
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("activation must run alone")));
+	CHECK_FOR_INTERRUPTS();
+}
+
+/* ---------------------------------------------------------------- session */
+
+/*
+ * After a batch that left something in the session: what DISCARD ALL does,
+ * but for settings, which the nest level has undone.
+ */
+static void
+clean_session(void)
+{
+	/* session-level advisory locks; leases were let go with the transaction */
+	LockReleaseAll(USER_LOCKMETHOD, true);
+	if (!session_is_dirty)
+		return;
+	session_is_dirty = false;
+	StartTransactionCommand();
+	PortalHashTableDeleteAll();
+	DropAllPreparedStatements();
+	Async_UnlistenAll();
+	ResetTempTableNamespace();
+	ResetSequenceCaches();
+	CommitTransactionCommand();
+}
+
+/*
+ * Settings of the module whose servers come next: the session's own, set
+ * outside of transactions so that each activation's nest level stays cheap.
+ */
+static void
+use_settings(int32 module_id)
+{
+	static int32 current = 0;
+	static char *search_path = NULL;
+	static char *timezone = NULL;
+	DgenModule *module;
+	char	   *new_path;
+	char	   *new_timezone;
+
+	StartTransactionCommand();
+	module = dgen_module_by_id(module_id);
+	if (module != NULL &&
+		(module_id != current || search_path == NULL || strcmp(search_path, module->search_path) != 0 ||
+		 strcmp(timezone, module->timezone ? module->timezone : "") != 0))
+	{
+		new_path = MemoryContextStrdup(TopMemoryContext, module->search_path);
+		new_timezone = MemoryContextStrdup(TopMemoryContext,
+										   module->timezone ? module->timezone : "");
+		CommitTransactionCommand();
+		SetConfigOption("search_path", new_path, PGC_USERSET, PGC_S_SESSION);
+		SetConfigOption("timezone", new_timezone[0] ? new_timezone :
+						GetConfigOptionResetString("timezone"), PGC_USERSET, PGC_S_SESSION);
+		if (search_path != NULL)
+		{
+			pfree(search_path);
+			pfree(timezone);
+		}
+		search_path = new_path;
+		timezone = new_timezone;
+		current = module_id;
+	}
+	else
+		CommitTransactionCommand();
+}
+
+/*
+ * Does the worker know the module's settings already?  Then it saves a
+ * transaction.  Any invalidation of modules makes it look again.
+ */
+void
+dgen_worker_prepare_session(int32 module_id)
+{
+	static int32 last = 0;
+	static uint64 last_version = 0;
+	uint64		version;
+
+	AcceptInvalidationMessages();
+	version = dgen_module_version();
+	if (module_id == last && version == last_version)
+		return;
+	use_settings(module_id);
+	last = module_id;
+	last_version = dgen_module_version();
+}
+
+static void
+force_setting(const char *name, const char *value)
+{
+	SetConfigOption(name, value, PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/* ALTER ROLE and ALTER DATABASE settings apply, except for what would break a worker. */
+static void
+force_settings(void)
+{
+	force_setting("role", "none");
+	force_setting("default_transaction_read_only", "off");
+	force_setting("statement_timeout", "0");
+	force_setting("idle_in_transaction_session_timeout", "0");
+#if PG_VERSION_NUM >= 170000
+	force_setting("transaction_timeout", "0");
+#endif
+	force_setting("dgen.inline", "off");
+	force_setting("dgen.context", "");
+	force_setting("application_name", "dgen worker");
+}
+
+/*
+ * The last thing that the process does in shared memory: its transaction has
+ * been rolled back, its leases are free.
+ */
+static void
+leave(int code, Datum arg)
+{
+	if (dgen_my_slot == NULL)
+		return;
+	dgen_batch_at_exit();
+	dgen_slot_release(DatumGetInt32(arg), my_generation);
+}
+
+/* ---------------------------------------------------------------- the loop */
+
+/*
+ * May this worker take modules whose activations are slow?  Not if it is the
+ * last one of the database that does not: a quick module's calls must find a
+ * worker within a batch's budget.
+ */
+static bool
+may_be_slow(void)
+{
+	int			slow = 0;
+
+	if (dgen_max_workers <= 1)
+		return true;
+	for (int i = 0; i < dgen_shared->nslots; i++)
+	{
+		DgenWorkerSlot *slot = &dgen_shared->slots[i];
+
+		if (slot != dgen_my_slot && slot->slow && slot->database == MyDatabaseId)
+			slow++;
+	}
+	return slow < dgen_max_workers - 1;
+}
+
+/* Serve one batch; false if there was nothing to do. */
+static bool
+serve(void)
+{
+	static DgenTaken taken[DGEN_MAX_BATCH];
+	int32		module_id;
+	int			n;
+
+	n = dgen_ready_take(my_pool, may_be_slow(), DGEN_MAX_BATCH, taken, &module_id);
+	if (n == 0)
+		return false;
+	dgen_my_slot->slow = dgen_pace_get(MyDatabaseId, module_id) > DGEN_BATCH_USECS;
+	dgen_my_slot->busy_since = GetCurrentTimestamp();
+	dgen_my_slot->state = DGEN_WORKER_BUSY;
+	dgen_batch_serve(my_pool, taken, n, module_id);
+	clean_session();
+	dgen_cache_trim();
+	dgen_my_slot->slow = false;
+	return true;
+}
+
+static void
+become_idle(void)
+{
+	dgen_my_slot->state = DGEN_WORKER_IDLE;
+	dgen_my_slot->busy_since = 0;
+	dgen_my_slot->server[0] = '\0';
+	pgstat_report_stat(true);
+	pgstat_report_activity(STATE_IDLE, NULL);
+}
+
+/*
+ * Sleep until rung, or a parked server is due; returns false when it is time
+ * to leave.
+ */
+static bool
+wait_for_work(TimestampTz idle_since)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz due = dgen_ready_unpark(my_pool, now);
+	TimestampTz leave_at = idle_since + dgen_worker_idle_timeout * INT64CONST(1000);
+	DgenPool   *pool = &dgen_shared->pools[my_pool];
+	DgenDatabase *db = dgen_database(MyDatabaseId, false);
+
+	/* look once more after saying that we sleep: a ring between is not lost */
+	ResetLatch(MyLatch);
+	pg_atomic_write_u32(&dgen_my_slot->idle, 1);
+	pg_memory_barrier();
+	if (pool->nready > 0 && may_be_slow())
+	{
+		pg_atomic_write_u32(&dgen_my_slot->idle, 0);
+		return true;
+	}
+	if (pool->nready == 0 && pool->parked == DGEN_NONE &&
+		(now >= leave_at || (db != NULL && pg_atomic_read_u32(&db->place_wanted))))
+		return false;
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 Max(1, TimestampDifferenceMilliseconds(now,
+															pool->nready > 0 ? now + 50000 :
+															Min(due, Max(leave_at, now + 1000)))),
+					 idle_wait_event);
+	pg_atomic_write_u32(&dgen_my_slot->idle, 0);
+	return true;
+}
+
+/* Has another owner waited while this one had its turn? */
+static bool
+quantum_over(TimestampTz since)
+{
+	DgenDatabase *db = dgen_database(MyDatabaseId, false);
+
+	return db != NULL && pg_atomic_read_u32(&db->place_wanted) &&
+		GetCurrentTimestamp() - since > QUANTUM_USECS;
+}
+
+static void
+worker_loop(void)
+{
+	TimestampTz started = GetCurrentTimestamp();
+	TimestampTz idle_since = started;
+
+	for (;;)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		if (serve())
+		{
+			if (quantum_over(started))
+				return;
+			idle_since = 0;
+			continue;
+		}
+		if (idle_since == 0)
+			idle_since = GetCurrentTimestamp();
+		if (dgen_my_slot->state != DGEN_WORKER_IDLE)
+			become_idle();
+		AcceptInvalidationMessages();
+		if (!wait_for_work(idle_since))
+			return;
+	}
+}
+
+void
+dgen_worker_main(Datum main_arg)
+{
+	DgenWorkerSlot *slot = &dgen_shared->slots[DatumGetInt32(main_arg)];
+	uint32		flags = 0;
+
+	pqsignal(SIGTERM, die);
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	memcpy(&my_generation, MyBgworkerEntry->bgw_extra, sizeof(my_generation));
+	before_shmem_exit(leave, main_arg);
+	if (!dgen_slot_attach(main_arg))
+		proc_exit(0);
+	my_pool = dgen_my_slot->pool;
+	pqsignal(SIGINT, on_sigint);
+	BackgroundWorkerUnblockSignals();
+
+#if PG_VERSION_NUM >= 170000
+	/* owners of modules need not be able to log in */
+	flags |= BGWORKER_BYPASS_ROLELOGINCHECK;
+#endif
+	BackgroundWorkerInitializeConnectionByOid(slot->database, slot->owner, flags);
+	force_settings();
+	my_timeout = RegisterTimeout(USER_TIMEOUT, on_timeout);
+	idle_wait_event = WaitEventExtensionNew("DgenWorkerMain");
+
+	StartTransactionCommand();
+	if (!dgen_extension_present())
+		proc_exit(0);
+	CommitTransactionCommand();
+
+	dgen_my_slot->state = DGEN_WORKER_IDLE;
+	dgen_shared->pools[my_pool].start_failures = 0;
+	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext, "dgen worker",
+												ALLOCSET_DEFAULT_SIZES));
+	worker_loop();
+	proc_exit(0);
+}

@@ -1,0 +1,87 @@
+# To be sourced by bash: installs what is missing, with apt, as root or
+# through sudo.  Where nothing is missing it does nothing and needs no rights.
+
+# Debian's python3-* modules belong to Debian's python, whatever else is first
+# in PATH
+PYTHON=/usr/bin/python3
+[ -x "$PYTHON" ] || PYTHON=$(command -v python3 || echo /usr/bin/python3)
+
+# need_packages NAME...: prints nothing unless it has to install
+need_packages() {
+    local missing=() name version log
+    for name in "$@"; do
+        case $name in
+            make) command -v make >/dev/null || missing+=(make) ;;
+            compiler)
+                command -v gcc >/dev/null || command -v clang >/dev/null || missing+=(gcc)
+                [ -e /usr/include/stdio.h ] || missing+=(libc6-dev) ;;
+            server) server_is_there || missing+=(server) ;;
+            psycopg) "$PYTHON" -c 'import psycopg' 2>/dev/null || missing+=(python3-psycopg) ;;
+            pytest) "$PYTHON" -c 'import pytest' 2>/dev/null || missing+=(python3-pytest) ;;
+            *) echo "need_packages: $name?" >&2; return 2 ;;
+        esac
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+
+    if [ -n "${PG_CONFIG:-}" ] && [[ " ${missing[*]} " == *" server "* ]]; then
+        echo "PG_CONFIG=$PG_CONFIG is no server with its development files" >&2
+        return 1
+    fi
+    if ! command -v apt-get >/dev/null; then
+        echo "missing, and there is no apt-get to install it: ${missing[*]}" >&2
+        return 1
+    fi
+    local as_root=()
+    if [ "$(id -u)" != 0 ]; then
+        if ! sudo -n true 2>/dev/null; then
+            echo "missing: ${missing[*]}; run this as root, or with sudo that asks no password" >&2
+            return 1
+        fi
+        as_root=(sudo -n)
+    fi
+
+    log=$(mktemp /tmp/dgen-apt.XXXXXX)
+    echo "installing: ${missing[*]}"
+    apt_run() {
+        if ! "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+            apt-get -o DPkg::Lock::Timeout=300 "$@" >>"$log" 2>&1; then
+            cat "$log" >&2
+            echo "apt-get $* failed" >&2
+            return 1
+        fi
+    }
+    apt_run update || return 1
+    # the PostgreSQL that this Debian has
+    version=$(apt-cache show postgresql | sed -n 's/^Depends:.*postgresql-\([0-9][0-9]*\).*/\1/p' | head -n 1)
+    local packages=()
+    for name in "${missing[@]}"; do
+        case $name in
+            server) packages+=("postgresql-$version" "postgresql-server-dev-$version") ;;
+            *) packages+=("$name") ;;
+        esac
+    done
+    apt_run install -y --no-install-recommends "${packages[@]}" || return 1
+    rm -f "$log"
+}
+
+# A PostgreSQL server with pg_config, PGXS and pg_regress: PG_CONFIG, Debian's
+# or the one in PATH
+server_is_there() {
+    local config
+    if [ -n "${PG_CONFIG:-}" ]; then
+        server_of "$PG_CONFIG"
+        return
+    fi
+    for config in /usr/lib/postgresql/*/bin/pg_config; do
+        server_of "$config" && return 0
+    done
+    ! command -v apt-get >/dev/null && server_of pg_config
+}
+
+server_of() {
+    local pgxs
+    command -v "$1" >/dev/null || return 1
+    pgxs=$("$1" --pgxs 2>/dev/null) || return 1
+    [ -x "$("$1" --bindir)/postgres" ] && [ -e "$pgxs" ] &&
+        [ -x "${pgxs%/makefiles/pgxs.mk}/test/regress/pg_regress" ]
+}
