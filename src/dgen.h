@@ -557,6 +557,17 @@ extern int	dgen_ready_take(int pool, bool allow_slow, int max, DgenTaken *taken,
 /* gives one back: with the calls that are left, queued again if more or rung */
 extern void dgen_ready_give_back(int pool, DgenTaken *taken, bool more, TimestampTz park_until);
 extern TimestampTz dgen_ready_unpark(int pool, TimestampTz now);	/* next park_until, or DT_NOEND */
+/* queues all parked servers of a module that was resumed */
+extern void dgen_ready_ring_module(Oid database, Oid owner, int32 module_id);
+/* calls that wait in the queues, for views; each is referenced, and to be unref'd */
+typedef struct DgenCalls
+{
+	int			size;			/* room in calls */
+	int			n;				/* of them referenced */
+	int			found;			/* how many there are */
+	dsa_pointer *calls;
+} DgenCalls;
+extern void dgen_ready_calls(Oid database, DgenCalls *calls);
 /* how long a module's activations take, in microseconds; 0: not known yet */
 extern uint32 dgen_pace_get(Oid database, int32 module_id);
 extern void dgen_pace_note(Oid database, int32 module_id, uint32 usecs);
@@ -903,6 +914,20 @@ extern void dgen_check_isolation(DgenModule *module);
 /* handles what this transaction sent to a server, in it; how many messages */
 extern int	dgen_drain_server(const DgenAddress *to);
 
+/* ---------------------------------------------------------------- admin.c */
+extern void dgen_admin_check(void); /* may this transaction change servers? */
+/* a server under its lease, to be changed; the batch's own copy inside a batch */
+extern DgenServer *dgen_admin_open(DgenModule *module, const DgenAddress *address, DgenTable **table);
+extern void dgen_admin_close(DgenTable *table, DgenServer *server);	/* writes it */
+extern void dgen_admin_not_failing(DgenServer *server);
+/* the state that the statement's snapshot sees; OT003.  Rights are the caller's to check. */
+extern Jsonb *dgen_read_state(const DgenAddress *address, DgenServer *out);
+extern void dgen_admin_xact_callback(XactEvent event);
+
+/* --------------------------------------------------------------- letter.c */
+/* deletes the messages and letters of a server, under its lease; how many */
+extern int64 dgen_letter_erase(DgenModule *module, const DgenAddress *address);
+
 /* ------------------------------------------------------------------ send.c */
 /* size limit and accept, as kind "call", "cast", "info" or "request" */
 extern void dgen_check_message(DgenModule *module, const DgenAddress *to, const char *kind, Jsonb *message);
@@ -936,6 +961,10 @@ extern void dgen_waiter_notify(DgenWaitKind kind, int64 key);
 extern void dgen_waiter_xact_callback(XactEvent event);
 /* wakes who waits for this when this transaction commits */
 extern void dgen_notify_at_commit(DgenWaitKind kind, int64 key);
+
+/* --------------------------------------------------------------- failure.c */
+extern void dgen_attempt_delete(int64 message_id);
+extern bool dgen_attempts_exist(const char *server);
 
 /* -------------------------------------------------------------- launcher.c */
 extern void dgen_launcher_register(void);	/* from _PG_init */

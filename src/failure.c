@@ -79,6 +79,18 @@ delete_attempt(DgenTable *table, Attempt *a)
 	a->exists = false;
 }
 
+/* Forget the failures of a message that ends by other means than a worker's. */
+void
+dgen_attempt_delete(int64 message_id)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_ATTEMPT, RowExclusiveLock);
+	Attempt		a;
+
+	read_attempt(table, message_id, &a);
+	delete_attempt(table, &a);
+	dgen_table_close(table);
+}
+
 static void
 write_attempt(DgenTable *table, Attempt *a, DgenMessage *msg, const DgenError *error)
 {
@@ -111,6 +123,17 @@ has_attempts(DgenTable *table, const char *server)
 	scan = dgen_scan_begin(table, DGEN_I_ATTEMPT_SERVER, NULL, 1, &key);
 	found = dgen_scan_next(scan) != NULL;
 	dgen_scan_end(scan);
+	return found;
+}
+
+/* Does a message of the server back off, or is it held? */
+bool
+dgen_attempts_exist(const char *server)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_ATTEMPT, AccessShareLock);
+	bool		found = has_attempts(table, server);
+
+	dgen_table_close(table);
 	return found;
 }
 

@@ -155,7 +155,7 @@ check_available(DgenServer *server)
 				 errmsg("server \"%s\" is suspended", server->address),
 				 errdetail("Suspended by %s.", server->suspended_by ? server->suspended_by : "nobody"),
 				 errhint("Run dgen.resume('%s').", server->address)));
-	if (server->failing)
+	if (server->failing && dgen_attempts_exist(server->address))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("server \"%s\" is blocked by a message that fails", server->address),

@@ -607,3 +607,69 @@ dgen_ready_unpark(int poolno, TimestampTz now)
 	LWLockRelease(&pool->lock);
 	return next_due;
 }
+
+/*
+ * Queue all parked servers of a module, which may be served again.
+ */
+void
+dgen_ready_ring_module(Oid database, Oid owner, int32 module_id)
+{
+	for (int p = 0; p < DGEN_MAX_POOLS; p++)
+	{
+		DgenPool   *pool = &dgen_shared->pools[p];
+
+		LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
+		for (int i = pool->used && pool->database == database && pool->owner == owner ?
+			 pool->parked : DGEN_NONE, next; i != DGEN_NONE; i = next)
+		{
+			next = ready->entries[i].next;
+			if (ready->entries[i].module_id == module_id)
+				ring_entry(pool, i);
+		}
+		LWLockRelease(&pool->lock);
+	}
+}
+
+/* ---------------------------------------------------------------- views */
+
+/* Collect the calls of one pool, whose lock the caller holds. */
+static void
+collect_calls(DgenPool *pool, DgenCalls *calls)
+{
+	for (int b = 0; b < NBUCKETS; b++)
+	{
+		for (int i = pool->buckets[b]; i != DGEN_NONE; i = ready->entries[i].bucket_next)
+		{
+			for (dsa_pointer p = ready->entries[i].calls; p != InvalidDsaPointer;
+				 p = call_at(p)->next)
+			{
+				calls->found++;
+				if (calls->n == calls->size)
+					continue;
+				pg_atomic_fetch_add_u32(&call_at(p)->refs, 1);
+				calls->calls[calls->n++] = p;
+			}
+		}
+	}
+}
+
+/*
+ * The calls of a database that no worker has taken yet, each with a reference
+ * that the caller lets go of, also when this raises an error.  What does not
+ * fit into calls->size is counted only.
+ */
+void
+dgen_ready_calls(Oid database, DgenCalls *calls)
+{
+	calls->n = calls->found = 0;
+	(void) dgen_dsa();			/* attaches: not under a lock */
+	for (int p = 0; p < DGEN_MAX_POOLS; p++)
+	{
+		DgenPool   *pool = &dgen_shared->pools[p];
+
+		LWLockAcquire(&pool->lock, LW_SHARED);
+		if (pool->used && pool->database == database)
+			collect_calls(pool, calls);
+		LWLockRelease(&pool->lock);
+	}
+}

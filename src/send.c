@@ -475,6 +475,8 @@ cancel_in(DgenTableId id, int skip, int64 message_id)
 	if (found)
 	{
 		CommandCounterIncrement();
+		dgen_attempt_delete(message_id);
+		dgen_notify_at_commit(DGEN_WAIT_REPLY, message_id);
 		if (skip == 0)
 			dgen_length_add(msg.hash, -1, &known);
 		/* what stood behind it may go on */

@@ -298,7 +298,10 @@ dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck)
 	}
 
 	if (server->state_changed)
+	{
 		server->version++;
+		dgen_notify_at_commit(DGEN_WAIT_STATE, server->hash);
+	}
 	server->state_changed = false;
 	server->updated_at = GetCurrentTransactionStartTimestamp();
 	form_server(server, values, nulls);

@@ -195,6 +195,8 @@ DgenTable *
 dgen_table_open(DgenTableId id, LOCKMODE lockmode)
 {
 	DgenTable  *table = palloc0(sizeof(DgenTable));
+	/* as the executor locks them; a standby refuses more to who only reads */
+	LOCKMODE	index_lockmode = lockmode == AccessShareLock ? AccessShareLock : RowExclusiveLock;
 	List	   *indexes;
 	ListCell   *lc;
 
@@ -203,7 +205,7 @@ dgen_table_open(DgenTableId id, LOCKMODE lockmode)
 	indexes = RelationGetIndexList(table->rel);
 	foreach(lc, indexes)
 	{
-		Relation	index = index_open(lfirst_oid(lc), RowExclusiveLock);
+		Relation	index = index_open(lfirst_oid(lc), index_lockmode);
 
 		if (index->rd_index->indisready)
 			add_index(table, id, index);

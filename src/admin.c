@@ -1,0 +1,726 @@
+/*-------------------------------------------------------------------------
+ *
+ * admin.c
+ *	  What operators do with servers: start, stop, delete, kill, suspend,
+ *	  resume, and reading or replacing a state.
+ *
+ * All of it runs in the caller's backend (or in a handler, which then is the
+ * caller) and joins the caller's transaction.  Whoever writes a server's row
+ * holds its lease, so each of these waits for the activation that is running,
+ * and when it returns none is; the lease goes with the transaction, and the
+ * server is then rung for what its worker had to put off.
+ *
+ * Inside a worker's batch the row may be newer in memory than in the table:
+ * then the batch's own copy is changed, and what is put into it must outlive
+ * the handler's memory.
+ *
+ * A server whose handler is running, or waits for another one's, cannot be
+ * operated from there: the activation has it in hand and would write over it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "module.h"
+
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "common/int.h"
+#include "utils/acl.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+/* whom suspend and resume are about */
+typedef enum Subject
+{
+	SUBJECT_SERVER,
+	SUBJECT_MODULE,
+	SUBJECT_EVERYTHING
+} Subject;
+
+/* a module that this transaction has resumed */
+typedef struct Resumed
+{
+	Oid			owner;
+	int32		module_id;
+} Resumed;
+
+static List *resumed = NIL;		/* in TopTransactionContext, entries too */
+
+PG_FUNCTION_INFO_V1(dgen_start);
+PG_FUNCTION_INFO_V1(dgen_stop);
+PG_FUNCTION_INFO_V1(dgen_kill);
+PG_FUNCTION_INFO_V1(dgen_delete);
+PG_FUNCTION_INFO_V1(dgen_suspend);
+PG_FUNCTION_INFO_V1(dgen_resume);
+PG_FUNCTION_INFO_V1(dgen_state);
+PG_FUNCTION_INFO_V1(dgen_replace_state);
+
+/* ---------------------------------------------------------------- access */
+
+/* May the current transaction change servers at all? */
+void
+dgen_admin_check(void)
+{
+	dgen_check_writable();
+	if (dgen_scope != NULL && dgen_scope->readonly)
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("%s cannot change servers", dgen_callback_name(dgen_scope->callback)),
+				 errdetail("It may be called at any time, and so must have no effects."),
+				 errhint("Do it in a handler, or from a client.")));
+}
+
+static void
+check_not_running(const DgenAddress *address)
+{
+	for (DgenScope *scope = dgen_scope; scope != NULL; scope = scope->up)
+	{
+		if (scope->server == NULL || strcmp(scope->server, address->text) != 0)
+			continue;
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_CALL_CYCLE),
+				 errmsg("server \"%s\" cannot be operated from within its own handler", address->text),
+				 errdetail("Its %s is running.", dgen_callback_name(scope->callback)),
+				 errhint("To stop, end the handler with dgen.exit(reason); all else is done from outside.")));
+	}
+}
+
+/*
+ * Take a server in hand: its lease, and its row as it is now.  The caller has
+ * checked his rights, and gives it back by dgen_admin_close().
+ */
+DgenServer *
+dgen_admin_open(DgenModule *module, const DgenAddress *address, DgenTable **table)
+{
+	DgenServer *server;
+
+	check_not_running(address);
+	dgen_batch_flush();
+	dgen_batch_touch(address->hash);
+	(void) dgen_lease_take(address->hash, true);
+	dgen_ring_at_end(module, address->hash);
+
+	*table = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
+	server = dgen_batch_server(address->text);
+	if (server != NULL)
+		dgen_server_save(server);
+	else
+		server = dgen_server_read(*table, address->text, address->hash, NULL);
+	dgen_server_check_snapshot(server);
+	return server;
+}
+
+/* Write what was changed. */
+void
+dgen_admin_close(DgenTable *table, DgenServer *server)
+{
+	dgen_batch_keep(server);
+	dgen_server_write(table, server, NULL);
+	dgen_table_close(table);
+}
+
+/* A string that lives as long as the server's struct, which may be a batch's. */
+static char *
+server_string(DgenServer *server, const char *s)
+{
+	return MemoryContextStrdup(GetMemoryChunkContext(server), s);
+}
+
+/* A row that says nothing any more goes. */
+static void
+erase_if_empty(DgenServer *server)
+{
+	server->erased = !server->active && !server->suspended && !server->failing &&
+		server->state == NULL && server->stop_reason == NULL &&
+		server->tombstone_until == 0 && server->incarnation == 0;
+}
+
+/* No message of the server is waiting for another attempt. */
+void
+dgen_admin_not_failing(DgenServer *server)
+{
+	if (!server->failing)
+		return;
+	server->failing = false;
+	server->dirty = true;
+	erase_if_empty(server);
+}
+
+/* OT003 */
+static void
+no_server(DgenModule *module, const DgenServer *server)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DGEN_NO_SERVER),
+			 errmsg("server \"%s\" does not exist", server->address),
+			 module->ephemeral ? errdetail("Module \"%s\" is ephemeral: its servers keep no state.", module->name) :
+			 server->tombstone_until != 0 ? errdetail("It was deleted.") :
+			 server->stop_reason ? errdetail("It stopped with reason \"%s\".", server->stop_reason) :
+			 errdetail("It was never started, or was deleted."),
+			 module->ephemeral ? errhint("Send it a message: it comes to life for each.") :
+			 errhint("Start it by dgen.start(%s).", quote_literal_cstr(server->address))));
+}
+
+/* The module of an address that the caller wants to operate. */
+static DgenModule *
+operated_module(FunctionCallInfo fcinfo, DgenAddress *address)
+{
+	DgenModule *module;
+
+	dgen_address_arg(fcinfo, 0, address);
+	module = dgen_module_get(address->module, false);
+	dgen_module_check_operate(module);
+	dgen_admin_check();
+	return module;
+}
+
+static const char *
+reason_argument(FunctionCallInfo fcinfo, int argno, const char *otherwise)
+{
+	char	   *reason = dgen_arg_text(fcinfo, argno);
+
+	return reason ? reason : otherwise;
+}
+
+/* ---------------------------------------------------------------- start */
+
+/* if_exists: is it 'return'? */
+static bool
+returns_existing(FunctionCallInfo fcinfo, int argno)
+{
+	char	   *word = dgen_arg_text(fcinfo, argno);
+
+	if (word == NULL || strcmp(word, "error") == 0)
+		return false;
+	if (strcmp(word, "return") == 0)
+		return true;
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid value for argument if_exists"),
+			 errdetail("Its value is \"%s\".", word),
+			 errhint("Allowed are 'error' and 'return'.")));
+}
+
+static void
+check_startable(DgenModule *module, DgenServer *server)
+{
+	if (server->active)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_ALREADY_STARTED),
+				 errmsg("server \"%s\" is already started", server->address),
+				 errdetail("Its incarnation is %lld.", (long long) server->incarnation),
+				 errhint("Pass if_exists => 'return' to accept that, or stop it first by dgen.stop(%s).",
+						 quote_literal_cstr(server->address))));
+	if (server->suspended)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("server \"%s\" is suspended", server->address),
+				 errdetail("It was suspended by %s.",
+						   server->suspended_by ? server->suspended_by : "an operator"),
+				 errhint("Run SELECT dgen.resume(%s).", quote_literal_cstr(server->address))));
+	dgen_module_check_running(module);
+	if (!dgen_inline)
+		dgen_check_isolation(module);
+}
+
+/* Run init here and now, as the module's owner, with the caller as its sender. */
+static void
+run_init(DgenModule *module, const DgenAddress *address, DgenServer *server, Jsonb *args)
+{
+	DgenActivation act = {0};
+	DgenMessage from;
+
+	dgen_message_init(&from, address, 'i', args);
+	act.module = module;
+	act.server = server;
+	act.identity = DGEN_AS_OWNER;
+	act.kind = "init";
+	act.context = from.context;
+	act.sender = from.sender;
+	act.sender_role = from.sender_role;
+	act.message_vsn = from.vsn;
+
+	/* who waited for the lease sees what its holder has committed */
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	dgen_module_hold(module);
+	PG_TRY();
+	{
+		dgen_activation_start(&act, args);
+	}
+	PG_FINALLY();
+	{
+		dgen_module_release(module);
+	}
+	PG_END_TRY();
+	PopActiveSnapshot();
+}
+
+/*
+ * start(server text, args jsonb, if_exists text) -> bigint: the incarnation.
+ * A tombstone does not hinder it: that is meant for senders.
+ */
+Datum
+dgen_start(PG_FUNCTION_ARGS)
+{
+	DgenAddress address;
+	DgenModule *module = operated_module(fcinfo, &address);
+	Jsonb	   *args = dgen_arg_jsonb(fcinfo, 1);
+	bool		or_return = returns_existing(fcinfo, 2);
+	DgenTable  *table;
+	DgenServer *server;
+
+	dgen_check_enabled();
+	if (module->ephemeral)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("server \"%s\" cannot be started", address.text),
+				 errdetail("Module \"%s\" is ephemeral: its servers keep no state, and live for one message each.",
+						   module->name),
+				 errhint("Send it a message, or run dgen.alter_module(%s, ephemeral => false).",
+						 quote_literal_cstr(module->name))));
+
+	server = dgen_admin_open(module, &address, &table);
+	if (!server->active || !or_return)
+	{
+		check_startable(module, server);
+		run_init(module, &address, server, args);
+	}
+	dgen_admin_close(table, server);
+	PG_RETURN_INT64(server->incarnation);
+}
+
+/* ---------------------------------------------------------------- stop */
+
+/* End an incarnation; false if none lives. */
+static bool
+stop_server(FunctionCallInfo fcinfo, const char *reason, bool forget)
+{
+	DgenAddress address;
+	DgenModule *module = operated_module(fcinfo, &address);
+	DgenTable  *table;
+	DgenServer *server = dgen_admin_open(module, &address, &table);
+	bool		was_active = server->active;
+
+	if (!server->exists)
+		no_server(module, server);
+	if (was_active)
+	{
+		dgen_activation_stop(module, server, reason);
+		if (forget)
+			server->state = NULL;
+	}
+	dgen_admin_close(table, server);
+	return was_active;
+}
+
+/* stop(server text, reason text) -> boolean */
+Datum
+dgen_stop(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(stop_server(fcinfo, reason_argument(fcinfo, 1, "normal"), false));
+}
+
+/*
+ * kill(server text, reason text) -> boolean: as an exit signal "kill", no
+ * callback runs and nothing of the state is kept; the mailbox is.
+ */
+Datum
+dgen_kill(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(stop_server(fcinfo, reason_argument(fcinfo, 1, "killed"), true));
+}
+
+/* ---------------------------------------------------------------- delete */
+
+/* When a tombstone of this span ends. */
+static TimestampTz
+tombstone_end(int64 usecs)
+{
+	TimestampTz until;
+
+	if (pg_add_s64_overflow(GetCurrentTimestamp(), usecs, &until) || !IS_VALID_TIMESTAMP(until))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("interval tombstone is out of range"),
+				 errhint("Give a shorter one, for example '1 day'.")));
+	return until;
+}
+
+/* The server as if it had never been. */
+static void
+erase_server(DgenServer *server)
+{
+	server->active = server->failing = server->suspended = false;
+	server->incarnation = server->version = 0;
+	server->started_at = server->suspended_at = server->tombstone_until = 0;
+	server->suspended_by = server->stop_reason = server->vsn = NULL;
+	server->state = NULL;
+	server->state_changed = false;
+}
+
+/*
+ * delete(server text, tombstone interval) -> boolean: state, mailbox, delayed
+ * messages, their failures and dead letters.  Replies that were given are
+ * their requesters', and stay for reply_ttl.
+ */
+Datum
+dgen_delete(PG_FUNCTION_ARGS)
+{
+	DgenAddress address;
+	DgenModule *module = operated_module(fcinfo, &address);
+	TimestampTz tombstone_until = 0;
+	int64		span;
+	DgenTable  *table;
+	DgenServer *server;
+	bool		found;
+
+	if (dgen_arg_interval(fcinfo, 1, "tombstone", false, &span))
+		tombstone_until = tombstone_end(span);
+	/* others of its batch may be about to handle what goes here */
+	if (dgen_batch_active())
+		dgen_batch_split("dgen.delete()");
+
+	server = dgen_admin_open(module, &address, &table);
+	found = server->exists && server->tombstone_until == 0;
+	found |= dgen_letter_erase(module, &address) > 0;
+
+	erase_server(server);
+	server->tombstone_until = tombstone_until;
+	server->erased = tombstone_until == 0;
+	server->dirty = true;
+	dgen_admin_close(table, server);
+	PG_RETURN_BOOL(found);
+}
+
+/* ---------------------------------------------------------------- suspend */
+
+static Subject
+subject_argument(FunctionCallInfo fcinfo, const char *function)
+{
+	bool		server = !PG_ARGISNULL(0);
+	bool		module = !PG_ARGISNULL(1);
+	bool		everything = !PG_ARGISNULL(2) && PG_GETARG_BOOL(2);
+	int			n = server + module + everything;
+
+	if (n != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("dgen.%s() takes exactly one of server, module and everything", function),
+				 n == 0 ? errdetail("None is given.") : errdetail("%d are given.", n),
+				 errhint("For example dgen.%s('counter/home'), dgen.%s(module => 'counter') or dgen.%s(everything => true).",
+						 function, function, function)));
+	return server ? SUBJECT_SERVER : module ? SUBJECT_MODULE : SUBJECT_EVERYTHING;
+}
+
+/* Everything is the database owner's. */
+static void
+check_everything(const char *function)
+{
+	if (object_ownercheck(DatabaseRelationId, MyDatabaseId, GetUserId()))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied to %s everything", function),
+			 errdetail("Only the database's owner may do this."),
+			 errhint("Name a module of your own, or have a member of the database's owner do it.")));
+}
+
+/* All modules, by name. */
+static List *
+all_modules(void)
+{
+	List	   *modules = NIL;
+	ListCell   *lc;
+
+	foreach(lc, dgen_module_rows())
+	{
+		DgenModuleRow *row = lfirst(lc);
+		DgenModule *module = dgen_module_get(TextDatumGetCString(row->values[MODULE_NAME]), true);
+
+		if (module != NULL)
+			modules = lappend(modules, pstrdup(module->name));
+	}
+	return modules;
+}
+
+/* The module that argument 1 names, to be operated. */
+static DgenModule *
+module_argument(FunctionCallInfo fcinfo)
+{
+	DgenModule *module = dgen_module_get(dgen_arg_text(fcinfo, 1), false);
+
+	dgen_module_check_operate(module);
+	dgen_admin_check();
+	return module;
+}
+
+/* One that nobody has heard of is created suspended; a first suspension stays as it is. */
+static void
+suspend_server(FunctionCallInfo fcinfo, const char *by, const char *reason)
+{
+	DgenAddress address;
+	DgenModule *module = operated_module(fcinfo, &address);
+	DgenTable  *table;
+	DgenServer *server;
+
+	/* activations of this batch that are yet to run must not */
+	if (dgen_batch_active())
+		dgen_batch_split("dgen.suspend()");
+	server = dgen_admin_open(module, &address, &table);
+	if (!server->suspended)
+	{
+		server->suspended = true;
+		server->suspended_at = GetCurrentTimestamp();
+		server->suspended_by = server_string(server, reason ? psprintf("%s: %s", by, reason) : by);
+		server->erased = false;
+		server->dirty = true;
+	}
+	dgen_admin_close(table, server);
+}
+
+/*
+ * suspend(server text, module text, everything boolean, reason text).  A
+ * module's activations that are running go on; none begins after the commit.
+ */
+Datum
+dgen_suspend(PG_FUNCTION_ARGS)
+{
+	char	   *by = GetUserNameFromId(GetUserId(), false);
+	char	   *reason = dgen_arg_text(fcinfo, 3);
+	ListCell   *lc;
+
+	switch (subject_argument(fcinfo, "suspend"))
+	{
+		case SUBJECT_SERVER:
+			suspend_server(fcinfo, by, reason);
+			break;
+		case SUBJECT_MODULE:
+			dgen_module_suspend(module_argument(fcinfo), by, reason);
+			break;
+		case SUBJECT_EVERYTHING:
+			check_everything("suspend");
+			dgen_admin_check();
+			foreach(lc, all_modules())
+			{
+				DgenModule *module = dgen_module_get(lfirst(lc), true);
+
+				if (module != NULL)
+					dgen_module_suspend(module, by, reason);
+			}
+			break;
+	}
+	PG_RETURN_VOID();
+}
+
+/* ---------------------------------------------------------------- resume */
+
+static void
+resume_server(FunctionCallInfo fcinfo)
+{
+	DgenAddress address;
+	DgenModule *module = operated_module(fcinfo, &address);
+	DgenTable  *table;
+	DgenServer *server = dgen_admin_open(module, &address, &table);
+
+	if (server->suspended)
+	{
+		server->suspended = false;
+		server->suspended_at = 0;
+		server->suspended_by = NULL;
+		server->dirty = true;
+		erase_if_empty(server);
+	}
+	dgen_admin_close(table, server);
+}
+
+static void
+resume_module(DgenModule *module)
+{
+	MemoryContext old;
+	Resumed    *entry;
+
+	if (!dgen_module_resume(module))
+		return;
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	entry = palloc(sizeof(Resumed));
+	entry->owner = module->owner;
+	entry->module_id = module->id;
+	resumed = lappend(resumed, entry);
+	MemoryContextSwitchTo(old);
+}
+
+/* Resuming does not mend callbacks that belong to the wrong role. */
+static void
+check_owner_fault(DgenModule *module)
+{
+	if (module->owner_fault != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("module \"%s\" cannot be resumed", module->name),
+				 errdetail("%s", module->owner_fault),
+				 errhint("Have a member of the owner run SELECT dgen.alter_module(%s).",
+						 quote_literal_cstr(module->name))));
+}
+
+/* resume(server text, module text, everything boolean) */
+Datum
+dgen_resume(PG_FUNCTION_ARGS)
+{
+	DgenModule *module;
+	ListCell   *lc;
+
+	switch (subject_argument(fcinfo, "resume"))
+	{
+		case SUBJECT_SERVER:
+			resume_server(fcinfo);
+			break;
+		case SUBJECT_MODULE:
+			module = module_argument(fcinfo);
+			check_owner_fault(module);
+			resume_module(module);
+			break;
+		case SUBJECT_EVERYTHING:
+			check_everything("resume");
+			dgen_admin_check();
+			foreach(lc, all_modules())
+			{
+				module = dgen_module_get(lfirst(lc), true);
+				if (module != NULL)
+					resume_module(module);
+			}
+			break;
+	}
+	PG_RETURN_VOID();
+}
+
+/*
+ * At the end of a transaction: servers of the modules that it resumed go on.
+ * Those that calls wait for are parked and rung here; those with messages are
+ * found by the keeper.  Must not raise.  A prepared transaction rings nobody
+ * when it commits: then a ring by the next call or message does.  A resume
+ * that a savepoint undid rings in vain, which is harmless.
+ */
+void
+dgen_admin_xact_callback(XactEvent event)
+{
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
+		return;
+	if (resumed != NIL && event == XACT_EVENT_COMMIT)
+	{
+		DgenDatabase *db = dgen_database(MyDatabaseId, false);
+		ListCell   *lc;
+
+		foreach(lc, resumed)
+		{
+			Resumed    *entry = lfirst(lc);
+
+			dgen_ready_ring_module(MyDatabaseId, entry->owner, entry->module_id);
+		}
+		if (db != NULL)
+			pg_atomic_write_u32(&db->resweep, 1);
+		dgen_wake_keeper(MyDatabaseId, GetCurrentTimestamp());
+	}
+	resumed = NIL;
+}
+
+/* ---------------------------------------------------------------- state */
+
+/*
+ * The state of a server as the statement's snapshot sees it, this
+ * transaction's own changes included; OT003 where there is none.  A plain
+ * read: SERIALIZABLE takes its predicate locks.  Works on a standby.
+ */
+Jsonb *
+dgen_read_state(const DgenAddress *address, DgenServer *out)
+{
+	DgenTable  *table;
+
+	dgen_batch_flush();
+	PushCopiedSnapshot(GetActiveSnapshot());
+	UpdateActiveSnapshotCommandId();
+	table = dgen_table_open(DGEN_T_SERVER, AccessShareLock);
+	*out = *dgen_server_read(table, address->text, address->hash, GetActiveSnapshot());
+	dgen_table_close(table);
+	PopActiveSnapshot();
+
+	if (!out->exists || out->state == NULL)
+		no_server(dgen_module_get(address->module, false), out);
+	return out->state;
+}
+
+/* state(server text) -> jsonb */
+Datum
+dgen_state(PG_FUNCTION_ARGS)
+{
+	DgenAddress address;
+	DgenServer	server;
+
+	dgen_address_arg(fcinfo, 0, &address);
+	dgen_module_check_read(dgen_module_get(address.module, false));
+	PG_RETURN_JSONB_P(dgen_read_state(&address, &server));
+}
+
+static void
+check_version(DgenServer *server, int64 expected)
+{
+	if (server->version == expected)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_DGEN_VERSION_MISMATCH),
+			 errmsg("state of server \"%s\" has changed", server->address),
+			 errdetail("It is at version %lld; version %lld was expected.",
+					   (long long) server->version, (long long) expected),
+			 errhint("Read state and version again from dgen.servers, and decide anew.")));
+}
+
+/* Set the state after what a handler's state is put to: size, validate. */
+static void
+set_state(DgenModule *module, DgenServer *server, Jsonb *state)
+{
+	DgenActivation act = {0};
+
+	act.module = module;
+	act.server = server;
+	act.identity = DGEN_AS_OWNER;
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	dgen_module_hold(module);
+	PG_TRY();
+	{
+		dgen_activation_set_state(&act, state);
+	}
+	PG_FINALLY();
+	{
+		dgen_module_release(module);
+	}
+	PG_END_TRY();
+	PopActiveSnapshot();
+}
+
+/*
+ * replace_state(server text, state jsonb, expected_version bigint) -> bigint:
+ * the new version, or the present one if the state is that already.  A
+ * suspended server's, too: that is how one is mended.
+ */
+Datum
+dgen_replace_state(PG_FUNCTION_ARGS)
+{
+	DgenAddress address;
+	DgenModule *module = operated_module(fcinfo, &address);
+	DgenTable  *table;
+	DgenServer *server;
+
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("state of a server must not be null"),
+				 errhint("Write 'null'::jsonb if JSON null is meant.")));
+	server = dgen_admin_open(module, &address, &table);
+	if (!server->exists || !server->active)
+		no_server(module, server);
+	if (!PG_ARGISNULL(2))
+		check_version(server, PG_GETARG_INT64(2));
+	set_state(module, server, dgen_arg_jsonb(fcinfo, 1));
+	dgen_admin_close(table, server);
+	PG_RETURN_INT64(server->version);
+}
