@@ -235,6 +235,8 @@ static bool
 module_is_ready(Batch *b)
 {
 	TimestampTz wait = 0;
+	DgenDatabase *db = dgen_database(MyDatabaseId, false);
+	bool		armed = (db != NULL && pg_atomic_read_u32(&db->armed)) || dgen_database_armed();
 
 	if (b->module == NULL)
 	{
@@ -243,7 +245,7 @@ module_is_ready(Batch *b)
 	}
 	if (b->module->suspended)
 		wait = DT_NOEND;
-	else if (!dgen_enabled || !dgen_database_armed())
+	else if (!dgen_enabled || !armed)
 		wait = GetCurrentTimestamp() + INT64CONST(1000000);
 	for (int i = 0; wait != 0 && i < b->nleases; i++)
 	{
@@ -394,7 +396,7 @@ static bool
 try_batch(Batch *b)
 {
 	MemoryContext mcxt = b->mcxt;
-	bool		committed = true;
+	volatile bool committed = true;
 
 	reset_try(b);
 	dgen_worker_forget_interrupt();

@@ -112,9 +112,7 @@ drain(int64 hash)
 		if (module == NULL || !take_message(&one, &msg))
 			continue;
 		dgen_module_check_running(module);
-		dgen_module_hold(module);
 		handle_message(module, &msg);
-		dgen_module_release(module);
 		handled++;
 	}
 	return handled;

@@ -194,11 +194,13 @@ activate(DgenModule *module, const DgenAddress *to, Jsonb *request)
 	DgenServer *server = dgen_batch_server(to->text);
 	DgenActivation act = {0};
 
+	/* only a batch keeps a server in memory beyond this call */
 	if (server == NULL)
 		server = dgen_server_read(table, to->text, to->hash, NULL);
+	else
+		dgen_server_save(server);
 	dgen_server_check_snapshot(server);
 	check_available(server);
-	dgen_server_save(server);
 
 	act.module = module;
 	act.server = server;
@@ -267,11 +269,9 @@ dgen_invoke_call(const DgenAddress *to, Jsonb *request, bool inlined)
 	(void) dgen_lease_take(to->hash, true);
 	if (dgen_batch_server(to->text) == NULL)
 		dgen_ring_at_end(module, to->hash);
-	dgen_module_hold(module);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	reply = activate(module, to, request);
 	PopActiveSnapshot();
-	dgen_module_release(module);
 	CommandCounterIncrement();
 	return reply;
 }

@@ -870,7 +870,7 @@ dgen_wait_state(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	int64		after = PG_ARGISNULL(1) ? 0 : PG_GETARG_INT64(1);
 	DgenAddress server;
-	int64		version;
+	int64		version = 0;
 	Jsonb	   *state = NULL;
 	bool		found;
 	Wait		w;

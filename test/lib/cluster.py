@@ -256,8 +256,8 @@ class Cluster:
     def wait_ready(self, timeout=60):
         """Waits until it accepts connections."""
         wait_for(lambda: subprocess.run(
-            [self.build.program("pg_isready"), "-q", "-h", self.socket_dir, "-p", str(PORT)],
-            env=clean_environment()).returncode == 0,
+            [self.build.program("pg_isready"), "-q", "-h", self.socket_dir, "-p", str(PORT),
+             "-U", "postgres"], env=clean_environment()).returncode == 0,
             timeout, message="%s does not accept connections" % self.name)
 
     # --- talking to it

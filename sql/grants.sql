@@ -1,0 +1,24 @@
+
+/* ------------------------------------------------------------------- grants
+ *
+ * Functions are PUBLIC's, since each checks rights itself; tables and
+ * sequences are nobody's, since the library writes them without any.
+ */
+
+GRANT USAGE ON SCHEMA dgen TO PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA dgen FROM PUBLIC;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA dgen FROM PUBLIC;
+GRANT SELECT ON dgen.servers, dgen.messages, dgen.modules, dgen.dead_letters, dgen.workers TO PUBLIC;
+
+/* What a dump carries.  Not dgen.installation: a restored copy must know that it is one. */
+SELECT pg_extension_config_dump('dgen.adoption', '');
+SELECT pg_extension_config_dump('dgen.module', '');
+SELECT pg_extension_config_dump('dgen.server', '');
+SELECT pg_extension_config_dump('dgen.message', '');
+SELECT pg_extension_config_dump('dgen.delayed', '');
+SELECT pg_extension_config_dump('dgen.attempt', '');
+SELECT pg_extension_config_dump('dgen.letter', '');
+SELECT pg_extension_config_dump('dgen.reply', '');
+SELECT pg_extension_config_dump('dgen.dedup', '');
+SELECT pg_extension_config_dump('dgen.module_id', '');
+SELECT pg_extension_config_dump('dgen.message_id', '');

@@ -1,0 +1,241 @@
+
+/* -------------------------------------------------------------------- views
+ *
+ * Every view names a server by its address, in column server.  A row is shown
+ * to those who may read its module: members of its owner, operators, readers.
+ * The views are security barriers, so the filter comes first; only leakproof
+ * conditions, as equality is, get past it, and WHERE server = '...' uses the
+ * primary key.
+ *
+ * The functions here are what the views are made of.  Whoever reads a view
+ * must be able to execute them, so they are PUBLIC's, and check for themselves.
+ * STABLE, as they show one moment, and so that a column that is not asked for
+ * is not computed; a mask may run any code of its module, hence UNSAFE.
+ */
+
+CREATE FUNCTION dgen.may_read(server text)
+RETURNS boolean LANGUAGE c STABLE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'dgen_may_read';
+COMMENT ON FUNCTION dgen.may_read(text) IS
+'may the current user see state and messages of this server?';
+
+CREATE FUNCTION dgen.masked_state(server text, state jsonb)
+RETURNS jsonb LANGUAGE c STABLE PARALLEL UNSAFE COST 100
+AS 'MODULE_PATHNAME', 'dgen_masked_state';
+COMMENT ON FUNCTION dgen.masked_state(text, jsonb) IS
+'a state as the module''s format_status shows it, or as it is where there is none; null for those who may not read it';
+
+CREATE FUNCTION dgen.masked_message(server text, message jsonb)
+RETURNS jsonb LANGUAGE c STABLE PARALLEL UNSAFE COST 100
+AS 'MODULE_PATHNAME', 'dgen_masked_message';
+COMMENT ON FUNCTION dgen.masked_message(text, jsonb) IS
+'a message as the module''s format_message shows it, or as it is where there is none; null for those who may not read it';
+
+CREATE FUNCTION dgen.calls_in_flight(
+	OUT server text,
+	OUT sent_at timestamptz,
+	OUT expires_at timestamptz,
+	OUT sender text,
+	OUT sender_role text,
+	OUT context jsonb,
+	OUT message jsonb)
+RETURNS SETOF record LANGUAGE c STABLE PARALLEL UNSAFE ROWS 20
+AS 'MODULE_PATHNAME', 'dgen_calls_in_flight';
+COMMENT ON FUNCTION dgen.calls_in_flight() IS
+'calls that no worker has taken yet; part of view dgen.messages';
+
+CREATE FUNCTION dgen.worker_info(
+	OUT pid integer,
+	OUT owner text,
+	OUT state text,
+	OUT server text,
+	OUT started_at timestamptz,
+	OUT busy_since timestamptz,
+	OUT batches bigint,
+	OUT activations bigint,
+	OUT serialization_retries bigint,
+	OUT batch_size integer)
+RETURNS SETOF record LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10
+AS 'MODULE_PATHNAME', 'dgen_worker_info';
+COMMENT ON FUNCTION dgen.worker_info() IS
+'source of view dgen.workers';
+
+CREATE FUNCTION dgen.kind_name(kind "char")
+RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE kind WHEN 'c' THEN 'cast' WHEN 'i' THEN 'info' WHEN 'r' THEN 'request'
+	WHEN 'n' THEN 'continue' WHEN 'p' THEN 'reply' END;
+COMMENT ON FUNCTION dgen.kind_name("char") IS
+'a kind of message, in full';
+
+CREATE VIEW dgen.servers WITH (security_barrier) AS
+	SELECT
+		s.server,
+		split_part(s.server, '/', 1) AS module,
+		substr(s.server, strpos(s.server, '/') + 1) AS key,
+		CASE WHEN s.status = 'a' THEN 'running'
+			WHEN s.incarnation = 0 THEN 'new'
+			ELSE 'stopped' END AS status,
+		s.suspended_at,
+		s.suspended_by,
+		s.failing,
+		s.incarnation,
+		s.version,
+		dgen.masked_state(s.server, s.state) AS state,
+		pg_column_size(s.state) AS state_size,
+		s.vsn,
+		s.started_at,
+		s.updated_at,
+		s.stop_reason,
+		s.tombstone_until
+	FROM dgen.server s
+	WHERE dgen.may_read(s.server);
+COMMENT ON VIEW dgen.servers IS
+'servers that have a state, are suspended or in trouble; of modules that the current user may read';
+COMMENT ON COLUMN dgen.servers.server IS 'address, module/key';
+COMMENT ON COLUMN dgen.servers.module IS 'module of the server';
+COMMENT ON COLUMN dgen.servers.key IS 'key of the server within its module';
+COMMENT ON COLUMN dgen.servers.status IS 'running: an incarnation is alive; stopped: none is; new: there never was one, or it was deleted';
+COMMENT ON COLUMN dgen.servers.suspended_at IS 'since when the server is suspended; null: it is not';
+COMMENT ON COLUMN dgen.servers.suspended_by IS 'who suspended it: a role, or dgen; and why, if that was said';
+COMMENT ON COLUMN dgen.servers.failing IS 'a message of it has failed and is to be tried again, see dgen.messages';
+COMMENT ON COLUMN dgen.servers.incarnation IS 'how often it was started';
+COMMENT ON COLUMN dgen.servers.version IS 'version of its state; grows by one with each activation that changes it';
+COMMENT ON COLUMN dgen.servers.state IS 'its state, as the module''s format_status shows it; see dgen.state() for the raw one';
+COMMENT ON COLUMN dgen.servers.state_size IS 'bytes that the state takes in its row or beside it, compressed';
+COMMENT ON COLUMN dgen.servers.vsn IS 'version of the module''s code that the state was made by';
+COMMENT ON COLUMN dgen.servers.started_at IS 'when the incarnation, or the last one, began';
+COMMENT ON COLUMN dgen.servers.updated_at IS 'when the row was last written';
+COMMENT ON COLUMN dgen.servers.stop_reason IS 'why the last incarnation ended; null while one is alive';
+COMMENT ON COLUMN dgen.servers.tombstone_until IS 'sends to a deleted server are refused until then';
+
+/*
+ * The filter stands outside of the union: a view that is a bare UNION ALL is
+ * flattened into the query, and its barrier with it.
+ */
+CREATE VIEW dgen.messages WITH (security_barrier) AS
+	SELECT m.*
+	FROM (
+		SELECT
+			w.id,
+			w.server,
+			dgen.kind_name(w.kind) AS kind,
+			w.priority,
+			CASE WHEN a.id IS NULL THEN 'ready' ELSE 'retrying' END AS status,
+			w.sent_at,
+			NULL::timestamptz AS due_at,
+			w.expires_at,
+			coalesce(a.attempts, 0) AS attempts,
+			a.next_at AS next_attempt_at,
+			a.error AS last_error,
+			w.sender,
+			w.sender_role,
+			w.dedup_key,
+			w.context,
+			dgen.masked_message(w.server, w.message) AS message
+		FROM dgen.message w LEFT JOIN dgen.attempt a ON a.id = w.id
+		UNION ALL
+		SELECT
+			d.id,
+			d.server,
+			dgen.kind_name(d.kind),
+			d.priority,
+			'delayed',
+			d.sent_at,
+			d.due_at,
+			d.expires_at,
+			0,
+			NULL,
+			NULL,
+			d.sender,
+			d.sender_role,
+			d.dedup_key,
+			d.context,
+			dgen.masked_message(d.server, d.message)
+		FROM dgen.delayed d
+		UNION ALL
+		SELECT
+			NULL,
+			c.server,
+			'call',
+			0::smallint,
+			'ready',
+			c.sent_at,
+			NULL,
+			c.expires_at,
+			0,
+			NULL,
+			NULL,
+			c.sender,
+			c.sender_role,
+			NULL,
+			c.context,
+			c.message
+		FROM dgen.calls_in_flight() c
+	) m
+	WHERE dgen.may_read(m.server);
+COMMENT ON VIEW dgen.messages IS
+'messages that wait, with delayed ones, and calls that no worker has taken yet (see dgen.workers for those in hand); of modules that the current user may read';
+COMMENT ON COLUMN dgen.messages.id IS 'id, for dgen.discard() and dgen.cancel(); null for a call, which is no row';
+COMMENT ON COLUMN dgen.messages.server IS 'address of the server it was sent to';
+COMMENT ON COLUMN dgen.messages.kind IS 'call, cast, info, request, reply (to a request of the server) or continue';
+COMMENT ON COLUMN dgen.messages.priority IS '1 high, 0 normal, -1 low';
+COMMENT ON COLUMN dgen.messages.status IS 'ready; delayed until due_at; or retrying: it has failed and waits for its next attempt';
+COMMENT ON COLUMN dgen.messages.sent_at IS 'when it was sent';
+COMMENT ON COLUMN dgen.messages.due_at IS 'when a delayed message comes to the mailbox';
+COMMENT ON COLUMN dgen.messages.expires_at IS 'it will not be handled after this: of a call the deadline';
+COMMENT ON COLUMN dgen.messages.attempts IS 'failed attempts that count';
+COMMENT ON COLUMN dgen.messages.next_attempt_at IS 'when it is tried again';
+COMMENT ON COLUMN dgen.messages.last_error IS 'error of the last attempt';
+COMMENT ON COLUMN dgen.messages.sender IS 'server or session that sent it';
+COMMENT ON COLUMN dgen.messages.sender_role IS 'role that sent it';
+COMMENT ON COLUMN dgen.messages.dedup_key IS 'key by which duplicates are known';
+COMMENT ON COLUMN dgen.messages.context IS 'dgen.context of the sender';
+COMMENT ON COLUMN dgen.messages.message IS 'the message or request, as the module''s format_message shows it';
+
+CREATE VIEW dgen.dead_letters WITH (security_barrier) AS
+	SELECT
+		l.id,
+		l.server,
+		dgen.kind_name(l.kind) AS kind,
+		l.priority,
+		dgen.masked_message(l.server, l.message) AS message,
+		l.context,
+		l.sender,
+		l.sender_role,
+		l.sent_at,
+		l.failed_at,
+		l.attempts,
+		l.sqlstate,
+		l.error
+	FROM dgen.letter l
+	WHERE dgen.may_read(l.server);
+COMMENT ON VIEW dgen.dead_letters IS
+'messages that were given up; of modules that the current user may read';
+COMMENT ON COLUMN dgen.dead_letters.id IS 'id of the message, for dgen.requeue() and dgen.discard()';
+COMMENT ON COLUMN dgen.dead_letters.server IS 'address of the server it was sent to';
+COMMENT ON COLUMN dgen.dead_letters.kind IS 'cast, info, request, reply or continue';
+COMMENT ON COLUMN dgen.dead_letters.priority IS '1 high, 0 normal, -1 low';
+COMMENT ON COLUMN dgen.dead_letters.message IS 'the message, as the module''s format_message shows it';
+COMMENT ON COLUMN dgen.dead_letters.context IS 'dgen.context of the sender';
+COMMENT ON COLUMN dgen.dead_letters.sender IS 'server or session that sent it';
+COMMENT ON COLUMN dgen.dead_letters.sender_role IS 'role that sent it';
+COMMENT ON COLUMN dgen.dead_letters.sent_at IS 'when it was sent';
+COMMENT ON COLUMN dgen.dead_letters.failed_at IS 'when it was given up';
+COMMENT ON COLUMN dgen.dead_letters.attempts IS 'attempts that failed';
+COMMENT ON COLUMN dgen.dead_letters.sqlstate IS 'SQLSTATE of the last error';
+COMMENT ON COLUMN dgen.dead_letters.error IS 'the last error';
+
+CREATE VIEW dgen.workers AS
+	SELECT * FROM dgen.worker_info();
+COMMENT ON VIEW dgen.workers IS
+'worker processes of this database; for members of their owners, and of pg_read_all_stats';
+COMMENT ON COLUMN dgen.workers.pid IS 'process id; null until the process has started';
+COMMENT ON COLUMN dgen.workers.owner IS 'role that it runs as: the owner of the modules that it serves';
+COMMENT ON COLUMN dgen.workers.state IS 'starting, idle, busy or leaving';
+COMMENT ON COLUMN dgen.workers.server IS 'server in hand, of several the first; null when idle, and for those who may not read its module';
+COMMENT ON COLUMN dgen.workers.started_at IS 'when it was started';
+COMMENT ON COLUMN dgen.workers.busy_since IS 'when its batch began; null when it has none';
+COMMENT ON COLUMN dgen.workers.batches IS 'batches that it has committed';
+COMMENT ON COLUMN dgen.workers.activations IS 'messages and calls that it has handled';
+COMMENT ON COLUMN dgen.workers.serialization_retries IS 'serialization failures and deadlocks that it has retried';
+COMMENT ON COLUMN dgen.workers.batch_size IS 'activations of the last batch';

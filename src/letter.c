@@ -1,0 +1,540 @@
+/*-------------------------------------------------------------------------
+ *
+ * letter.c
+ *	  Dead letters, and operators' hands in a mailbox: requeue, discard, purge,
+ *	  and erasing all that a deleted server has.
+ *
+ * A dead letter keeps the columns, and the id, of the message that it was.
+ * Requeued it goes back under that id, and so to its old place.  Nobody holds
+ * a lease for letters: who deletes the row has it, and who comes second waits
+ * for the first and finds nothing.
+ *
+ * Rows are read as they are now (SnapshotSelf), so nothing here takes
+ * predicate locks or depends on the isolation level.  That a transaction's
+ * two messages may then be seen one without the other is why erasing goes on
+ * until it finds nothing.
+ *
+ * Memory: each row is handled in a context that is reset after it, so a
+ * million letters cost no more than one.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "batch.h"
+
+#include "access/htup_details.h"
+#include "access/skey.h"
+#include "catalog/pg_collation_d.h"
+#include "utils/fmgroids.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+
+/* columns, from 1 */
+#define MESSAGE_KIND 5
+#define LETTER_FAILED_AT 16
+
+/* what is done with each of many letters; true if it was */
+typedef bool (*LetterAction) (DgenModule *module, DgenTable *letters, HeapTuple tuple,
+							  TimestampTz before);
+
+PG_FUNCTION_INFO_V1(dgen_requeue);
+PG_FUNCTION_INFO_V1(dgen_requeue_all);
+PG_FUNCTION_INFO_V1(dgen_discard);
+PG_FUNCTION_INFO_V1(dgen_purge);
+
+/* ---------------------------------------------------------------- arguments */
+
+static int64
+id_argument(FunctionCallInfo fcinfo)
+{
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("id of a message must not be null"),
+				 errhint("See dgen.dead_letters and dgen.messages for ids.")));
+	return PG_GETARG_INT64(0);
+}
+
+/* The module of a server that the caller wants to operate. */
+static DgenModule *
+operated_module(const char *server, DgenAddress *address)
+{
+	DgenModule *module;
+
+	dgen_address_parse(server, strlen(server), address);
+	module = dgen_module_get(address->module, false);
+	dgen_module_check_operate(module);
+	return module;
+}
+
+/* The row of a table of messages that has this id, copied. */
+static bool
+find_message(DgenTable *table, int skip, int64 id, DgenMessage *msg)
+{
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+
+	dgen_key_int8(&key, 1, id, BTEqualStrategyNumber);
+	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
+	tuple = dgen_scan_next(scan);
+	if (tuple != NULL)
+		dgen_message_deform(tuple, RelationGetDescr(table->rel), skip, msg);
+	dgen_scan_end(scan);
+	return tuple != NULL;
+}
+
+/* ---------------------------------------------------------------- requeue */
+
+/*
+ * A request whose letter is requeued was answered with its error.  That
+ * answer makes room for the one that is to come.
+ */
+static void
+forget_reply(int64 id)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_REPLY, RowExclusiveLock);
+	ItemPointerData tid;
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+
+	dgen_key_int8(&key, 1, id, BTEqualStrategyNumber);
+	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
+	tuple = dgen_scan_next(scan);
+	if (tuple != NULL)
+		tid = tuple->t_self;
+	dgen_scan_end(scan);
+	if (tuple != NULL)
+		(void) dgen_table_delete_wait(table, &tid);
+	dgen_table_close(table);
+}
+
+/* Back to the mailbox; false if somebody else has the letter by now. */
+static bool
+put_back(DgenModule *module, DgenTable *letters, DgenMessage *msg)
+{
+	if (!dgen_table_delete_wait(letters, &msg->tid))
+		return false;
+	if (msg->kind == 'r')
+		forget_reply(msg->id);
+	/* whoever requeues what has expired wants it handled */
+	if (msg->expires_at <= GetCurrentTimestamp())
+		msg->expires_at = DT_NOEND;
+	dgen_mailbox_put_back(module, msg);
+	return true;
+}
+
+/* As accept and the limits have it for the kind of message that it was. */
+static void
+check_edited(DgenModule *module, const DgenAddress *to, char kind, Jsonb *message)
+{
+	dgen_check_message(module, to, kind == 'c' ? "cast" : kind == 'r' ? "call" : "info", message);
+}
+
+/* requeue(id bigint, message jsonb) -> boolean: false if there is no such letter */
+Datum
+dgen_requeue(PG_FUNCTION_ARGS)
+{
+	int64		id = id_argument(fcinfo);
+	bool		done = false;
+	DgenTable  *letters;
+	DgenMessage msg;
+
+	dgen_admin_check();
+	CommandCounterIncrement();
+	letters = dgen_table_open(DGEN_T_LETTER, RowExclusiveLock);
+	if (find_message(letters, 0, id, &msg))
+	{
+		DgenAddress address;
+		DgenModule *module = operated_module(msg.server, &address);
+
+		if (!PG_ARGISNULL(1))
+		{
+			msg.message = dgen_arg_jsonb(fcinfo, 1);
+			check_edited(module, &address, msg.kind, msg.message);
+		}
+		done = put_back(module, letters, &msg);
+	}
+	dgen_table_close(letters);
+	CommandCounterIncrement();
+	PG_RETURN_BOOL(done);
+}
+
+static bool
+requeue_letter(DgenModule *module, DgenTable *letters, HeapTuple tuple, TimestampTz before)
+{
+	DgenMessage msg;
+
+	dgen_message_deform(tuple, RelationGetDescr(letters->rel), 0, &msg);
+	return put_back(module, letters, &msg);
+}
+
+/* ---------------------------------------------------------------- many */
+
+/*
+ * Letters of one server, or (server NULL) of all servers of the module: those
+ * from "name/" up to before "name0", since '0' follows '/'.
+ */
+static DgenScan *
+begin_letters(DgenTable *letters, DgenModule *module, const char *server)
+{
+	ScanKeyData keys[2];
+
+	if (server != NULL)
+	{
+		dgen_key_text(&keys[0], 1, server);
+		return dgen_scan_begin(letters, DGEN_I_LETTER_SERVER, NULL, 1, keys);
+	}
+	ScanKeyEntryInitialize(&keys[0], 0, 1, BTGreaterEqualStrategyNumber, InvalidOid,
+						   C_COLLATION_OID, F_TEXT_GE,
+						   CStringGetTextDatum(psprintf("%s/", module->name)));
+	ScanKeyEntryInitialize(&keys[1], 0, 1, BTLessStrategyNumber, InvalidOid,
+						   C_COLLATION_OID, F_TEXT_LT,
+						   CStringGetTextDatum(psprintf("%s0", module->name)));
+	return dgen_scan_begin(letters, DGEN_I_LETTER_SERVER, NULL, 2, keys);
+}
+
+/* Do something with each letter, in order of server and id; how many it was done with. */
+static int64
+for_letters(DgenModule *module, const char *server, LetterAction action, TimestampTz before)
+{
+	DgenTable  *letters = dgen_table_open(DGEN_T_LETTER, RowExclusiveLock);
+	DgenScan   *scan = begin_letters(letters, module, server);
+	MemoryContext row = AllocSetContextCreate(CurrentMemoryContext, "dgen letter",
+											  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old;
+	HeapTuple	tuple;
+	int64		n = 0;
+
+	while ((tuple = dgen_scan_next(scan)) != NULL)
+	{
+		CHECK_FOR_INTERRUPTS();
+		old = MemoryContextSwitchTo(row);
+		if (action(module, letters, tuple, before))
+			n++;
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(row);
+	}
+	dgen_scan_end(scan);
+	dgen_table_close(letters);
+	MemoryContextDelete(row);
+	CommandCounterIncrement();
+	return n;
+}
+
+/* requeue_all(server text, module text) -> bigint: exactly one of the two */
+Datum
+dgen_requeue_all(PG_FUNCTION_ARGS)
+{
+	DgenAddress address;
+	DgenModule *module;
+
+	if (PG_ARGISNULL(0) == PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("dgen.requeue_all() takes exactly one of server and module"),
+				 PG_ARGISNULL(0) ? errdetail("None is given.") : errdetail("Both are given."),
+				 errhint("For example dgen.requeue_all('counter/home') or dgen.requeue_all(module => 'counter').")));
+	if (!PG_ARGISNULL(0))
+	{
+		dgen_address_arg(fcinfo, 0, &address);
+		module = dgen_module_get(address.module, false);
+	}
+	else
+		module = dgen_module_get(dgen_arg_text(fcinfo, 1), false);
+	dgen_module_check_operate(module);
+	dgen_admin_check();
+	CommandCounterIncrement();
+	PG_RETURN_INT64(for_letters(module, PG_ARGISNULL(0) ? NULL : address.text, requeue_letter, 0));
+}
+
+static bool
+purge_letter(DgenModule *module, DgenTable *letters, HeapTuple tuple, TimestampTz before)
+{
+	ItemPointerData tid = tuple->t_self;
+	bool		isnull;
+	Datum		failed_at = heap_getattr(tuple, LETTER_FAILED_AT,
+										 RelationGetDescr(letters->rel), &isnull);
+
+	return DatumGetTimestampTz(failed_at) <= before && dgen_table_delete_wait(letters, &tid);
+}
+
+/* purge(module text, older_than interval) -> bigint: letters deleted */
+Datum
+dgen_purge(PG_FUNCTION_ARGS)
+{
+	TimestampTz before = GetCurrentTimestamp();
+	DgenModule *module;
+	int64		span;
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("name of a module must not be null"),
+				 errhint("View dgen.dead_letters lists letters and their servers.")));
+	module = dgen_module_get(dgen_arg_text(fcinfo, 0), false);
+	dgen_module_check_operate(module);
+	dgen_admin_check();
+	if (dgen_arg_interval(fcinfo, 1, "older_than", true, &span))
+		before -= span;
+	CommandCounterIncrement();
+	PG_RETURN_INT64(for_letters(module, NULL, purge_letter, before));
+}
+
+/* ---------------------------------------------------------------- discard */
+
+/* The answer to a request that will not be handled. */
+static Jsonb *
+request_error(int sqlerrcode, const char *what, const char *server)
+{
+	DgenError	err = {0};
+
+	err.sqlerrcode = sqlerrcode;
+	err.message = psprintf(what, server);
+	err.detail = pstrdup("The request was not handled.");
+	return dgen_error_to_jsonb(&err);
+}
+
+/* Forget the failures of a message; are there others of its server? */
+static bool
+forget_attempts(int64 id, const char *server)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_ATTEMPT, RowExclusiveLock);
+	bool		others = false;
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+
+	dgen_key_text(&key, 1, server);
+	scan = dgen_scan_begin(table, DGEN_I_ATTEMPT_SERVER, NULL, 1, &key);
+	while ((tuple = dgen_scan_next(scan)) != NULL)
+	{
+		ItemPointerData tid = tuple->t_self;
+		bool		isnull;
+
+		if (DatumGetInt64(heap_getattr(tuple, 1, RelationGetDescr(table->rel), &isnull)) == id)
+			(void) dgen_table_delete_wait(table, &tid);
+		else
+			others = true;
+	}
+	dgen_scan_end(scan);
+	dgen_table_close(table);
+	CommandCounterIncrement();
+	return others;
+}
+
+/* Delete a message's row, and answer whom it kept waiting. */
+static bool
+end_message(DgenModule *module, DgenTable *table, DgenMessage *msg)
+{
+	if (!dgen_table_delete_wait(table, &msg->tid))
+		return false;
+	CommandCounterIncrement();
+	if (msg->kind == 'r')
+		dgen_request_reply(module, msg, NULL,
+						   request_error(ERRCODE_DGEN_TIMEOUT,
+										 "request to server \"%s\" was discarded", msg->server));
+	CommandCounterIncrement();
+	return true;
+}
+
+static bool
+discard_delayed(int64 id)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_DELAYED, RowExclusiveLock);
+	DgenAddress address;
+	DgenMessage msg;
+	bool		done = find_message(table, 1, id, &msg) &&
+		end_message(operated_module(msg.server, &address), table, &msg);
+
+	dgen_table_close(table);
+	return done;
+}
+
+/*
+ * A message of the mailbox may have failed before, and hold up others: so
+ * under the server's lease, and what is behind it goes on.
+ */
+static bool
+discard_waiting(int64 id)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
+	DgenTable  *servers;
+	DgenServer *server;
+	DgenModule *module;
+	DgenAddress address;
+	DgenMessage msg;
+	bool		done = false;
+
+	if (find_message(table, 0, id, &msg))
+	{
+		module = operated_module(msg.server, &address);
+		server = dgen_admin_open(module, &address, &servers);
+		/* it may have been handled while we waited for the lease */
+		if (find_message(table, 0, id, &msg) && end_message(module, table, &msg))
+		{
+			done = true;
+			if (!forget_attempts(id, msg.server))
+				dgen_admin_not_failing(server);
+		}
+		dgen_admin_close(servers, server);
+	}
+	dgen_table_close(table);
+	return done;
+}
+
+static bool
+discard_letter(int64 id)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_LETTER, RowExclusiveLock);
+	DgenAddress address;
+	DgenMessage msg;
+	bool		done = false;
+
+	if (find_message(table, 0, id, &msg))
+	{
+		(void) operated_module(msg.server, &address);
+		done = dgen_table_delete_wait(table, &msg.tid);
+	}
+	dgen_table_close(table);
+	CommandCounterIncrement();
+	return done;
+}
+
+/*
+ * discard(id bigint) -> boolean: false if there is no such message or letter,
+ * or it has been handled.  Looked for where it may be first: a message goes
+ * from delayed to waiting to dead.
+ */
+Datum
+dgen_discard(PG_FUNCTION_ARGS)
+{
+	int64		id = id_argument(fcinfo);
+
+	dgen_admin_check();
+	/* the message may be one that this batch is about to handle */
+	if (dgen_batch_active())
+		dgen_batch_split("dgen.discard()");
+	CommandCounterIncrement();
+	PG_RETURN_BOOL(discard_delayed(id) || discard_waiting(id) || discard_letter(id));
+}
+
+/* ---------------------------------------------------------------- erase */
+
+/*
+ * The tables that hold what belongs to a server, in the order in which a
+ * message moves from one to the next.  mail: rows are messages that wait.
+ */
+static const struct
+{
+	DgenTableId table;
+	int			index;
+	AttrNumber	server;
+	bool		mail;
+	int			skip;			/* of dgen_message_deform() */
+}			parts[] = {
+	{DGEN_T_DELAYED, DGEN_I_DELAYED_SERVER, 10, true, 1},
+	{DGEN_T_MESSAGE, DGEN_I_MESSAGE_MAILBOX, 9, true, 0},
+	{DGEN_T_ATTEMPT, DGEN_I_ATTEMPT_SERVER, 2, false, 0},
+	{DGEN_T_LETTER, DGEN_I_LETTER_SERVER, 9, false, 0}
+};
+
+static bool
+is_of_server(DgenTable *table, HeapTuple tuple, AttrNumber attno, const DgenAddress *address)
+{
+	bool		isnull;
+	text	   *server = DatumGetTextPP(heap_getattr(tuple, attno, RelationGetDescr(table->rel),
+													 &isnull));
+
+	return VARSIZE_ANY_EXHDR(server) == address->len &&
+		memcmp(VARDATA_ANY(server), address->text, address->len) == 0;
+}
+
+/* Delete one row; a request's sender is told that its server is gone. */
+static bool
+erase_row(DgenModule *module, DgenTable *table, int part, HeapTuple tuple)
+{
+	ItemPointerData tid = tuple->t_self;
+	bool		request = false;
+	DgenMessage msg;
+
+	if (parts[part].mail)
+	{
+		bool		isnull;
+		Datum		kind = heap_getattr(tuple, MESSAGE_KIND + parts[part].skip,
+										RelationGetDescr(table->rel), &isnull);
+
+		request = DatumGetChar(kind) == 'r';
+	}
+	if (request)
+		dgen_message_deform(tuple, RelationGetDescr(table->rel), parts[part].skip, &msg);
+	if (!dgen_table_delete_wait(table, &tid))
+		return false;
+	if (request)
+	{
+		dgen_request_reply(module, &msg, NULL,
+						   request_error(ERRCODE_DGEN_STOPPED,
+										 "server \"%s\" was deleted", msg.server));
+		/* the reply may be a message that this very scan is to meet */
+		CommandCounterIncrement();
+	}
+	return true;
+}
+
+static int64
+erase_part(DgenModule *module, const DgenAddress *address, int part)
+{
+	DgenTable  *table = dgen_table_open(parts[part].table, RowExclusiveLock);
+	MemoryContext row = AllocSetContextCreate(CurrentMemoryContext, "dgen message to erase",
+											  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old;
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+	int64		n = 0;
+
+	if (parts[part].table == DGEN_T_MESSAGE)
+		dgen_key_int8(&key, 1, address->hash, BTEqualStrategyNumber);
+	else
+		dgen_key_text(&key, 1, address->text);
+	scan = dgen_scan_begin(table, parts[part].index, NULL, 1, &key);
+	while ((tuple = dgen_scan_next(scan)) != NULL)
+	{
+		CHECK_FOR_INTERRUPTS();
+		/* another server may have the same hash */
+		if (!is_of_server(table, tuple, parts[part].server, address))
+			continue;
+		old = MemoryContextSwitchTo(row);
+		if (erase_row(module, table, part, tuple))
+			n++;
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(row);
+	}
+	dgen_scan_end(scan);
+	dgen_table_close(table);
+	MemoryContextDelete(row);
+	return n;
+}
+
+/*
+ * Delete all mail of a server whose lease is held: delayed, waiting, failing
+ * and dead.  What others have sent and not yet committed cannot be seen, and
+ * opens a new incarnation when it comes.
+ */
+int64
+dgen_letter_erase(DgenModule *module, const DgenAddress *address)
+{
+	int64		erased = 0;
+	int64		n;
+
+	CommandCounterIncrement();
+	do
+	{
+		n = 0;
+		for (int part = 0; part < lengthof(parts); part++)
+			n += erase_part(module, address, part);
+		CommandCounterIncrement();
+		erased += n;
+	} while (n > 0);
+	return erased;
+}

@@ -1,0 +1,430 @@
+/*-------------------------------------------------------------------------
+ *
+ * views.c
+ *	  What is behind the views: who may see which row, masks for states and
+ *	  messages, and what only shared memory knows.
+ *
+ * The views read dgen's tables with the rights of their owner, so each row
+ * passes dgen.may_read(), and they are security barriers.  Functions in a view
+ * run as the role that queries it, and that role needs EXECUTE on them; so
+ * these functions can be called by anybody, and check for themselves.
+ *
+ * Runs in any process, on a standby too.  Calls in flight are referenced
+ * under the locks of their pools and read after these have been let go; the
+ * slots of workers are copied under dgen_shared->lock.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "dgen.h"
+
+#include "catalog/pg_authid.h"
+#include "funcapi.h"
+#include "mb/pg_wchar.h"
+#include "utils/acl.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+
+PG_FUNCTION_INFO_V1(dgen_may_read);
+PG_FUNCTION_INFO_V1(dgen_masked_state);
+PG_FUNCTION_INFO_V1(dgen_masked_message);
+PG_FUNCTION_INFO_V1(dgen_calls_in_flight);
+PG_FUNCTION_INFO_V1(dgen_worker_info);
+
+/* ---------------------------------------------------------------- rights */
+
+/* the last answer, kept in fn_extra: rows of one module mostly come together */
+typedef struct Right
+{
+	char		module[NAMEDATALEN];	/* "": none yet */
+	Oid			user;
+	uint64		version;		/* of the modules */
+	bool		may;
+} Right;
+
+/* The module's name in an address; false if it is none. */
+static bool
+module_name(const char *address, int len, char *name)
+{
+	const char *slash = memchr(address, '/', len);
+
+	if (slash == NULL || slash == address || slash - address >= NAMEDATALEN)
+		return false;
+	memcpy(name, address, slash - address);
+	name[slash - address] = '\0';
+	return true;
+}
+
+/* May the current user see what belongs to this server? */
+static bool
+may_read(FmgrInfo *flinfo, const char *address, int len)
+{
+	Right	   *right = flinfo->fn_extra;
+	char		name[NAMEDATALEN];
+	DgenModule *module;
+
+	if (!module_name(address, len, name))
+		return false;
+	if (right == NULL)
+		right = flinfo->fn_extra = MemoryContextAllocZero(flinfo->fn_mcxt, sizeof(Right));
+	if (strcmp(right->module, name) == 0 && right->user == GetUserId() &&
+		right->version == dgen_module_version())
+		return right->may;
+
+	module = dgen_module_get(name, true);
+	strlcpy(right->module, name, NAMEDATALEN);
+	right->user = GetUserId();
+	right->version = dgen_module_version();
+	/* what a module that is gone has left behind is the superuser's to look at */
+	right->may = module != NULL ? dgen_module_may_read(module) : superuser();
+	return right->may;
+}
+
+/* may_read(server text) -> boolean */
+Datum
+dgen_may_read(PG_FUNCTION_ARGS)
+{
+	text	   *server;
+
+	if (PG_ARGISNULL(0))
+		PG_RETURN_BOOL(false);
+	server = PG_GETARG_TEXT_PP(0);
+	PG_RETURN_BOOL(may_read(fcinfo->flinfo, VARDATA_ANY(server), VARSIZE_ANY_EXHDR(server)));
+}
+
+/* ---------------------------------------------------------------- masks */
+
+static Datum
+jsonb_string(const char *s)
+{
+	JsonbValue	v;
+
+	v.type = jbvString;
+	v.val.string.val = unconstify(char *, s);
+	v.val.string.len = strlen(s);
+	return JsonbPGetDatum(JsonbValueToJsonb(&v));
+}
+
+/* An error that says nothing about the callback, and must go on. */
+static bool
+is_not_its_fault(int sqlerrcode)
+{
+	switch (ERRCODE_TO_CATEGORY(sqlerrcode))
+	{
+		case ERRCODE_TRANSACTION_ROLLBACK:
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_OPERATOR_INTERVENTION:
+		case ERRCODE_SYSTEM_ERROR:
+		case ERRCODE_INTERNAL_ERROR:
+			return true;
+		default:
+			return false;
+	}
+}
+
+static Datum
+run_format(DgenModule *module, DgenCallbackKind kind, const char *server, Datum value)
+{
+	DgenScope	scope = {0};
+	DgenResult	result;
+	NullableDatum arg;
+
+	scope.module = module;
+	scope.server = server;
+	scope.hash = dgen_address_hash(server, strlen(server));
+	scope.kind = dgen_callback_name(kind);
+	arg.value = value;
+	arg.isnull = false;
+	dgen_handler_run(&scope, kind, DGEN_AS_RESTRICTED, 1, &arg, &result);
+	return result.is_null ? JsonbPGetDatum(dgen_json_null()) : result.value;
+}
+
+/*
+ * A mask that fails shows why, instead of the value and of all other rows of
+ * the view: hence the subtransaction.
+ */
+static Datum
+run_mask(DgenModule *module, DgenCallbackKind kind, const char *server, Datum value)
+{
+	MemoryContext old = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile Datum shown = (Datum) 0;
+
+	dgen_module_hold(module);
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(old);
+	PG_TRY();
+	{
+		shown = run_format(module, kind, server, value);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(old);
+		edata = CopyErrorData();
+		if (is_not_its_fault(edata->sqlerrcode))
+		{
+			dgen_module_release(module);
+			PG_RE_THROW();
+		}
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(old);
+		shown = jsonb_string(psprintf("%s failed: %s", dgen_callback_name(kind), edata->message));
+		FreeErrorData(edata);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	CurrentResourceOwner = owner;
+	dgen_module_release(module);
+	return shown;
+}
+
+/* As the module's format_status or format_message shows it, or as is. */
+static Datum
+mask(DgenCallbackKind kind, const char *server, int len, Datum value)
+{
+	char		name[NAMEDATALEN];
+	DgenModule *module = module_name(server, len, name) ? dgen_module_get(name, true) : NULL;
+
+	/* one that cannot be used is a mask all the same */
+	if (module == NULL || (!module->callbacks[kind].present && !module->callbacks[kind].fault))
+		return value;
+	return run_mask(module, kind, pnstrdup(server, len), value);
+}
+
+/* Arguments: server text, value jsonb. */
+static Datum
+masked(FunctionCallInfo fcinfo, DgenCallbackKind kind)
+{
+	text	   *server;
+
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		PG_RETURN_NULL();
+	server = PG_GETARG_TEXT_PP(0);
+	/* else this would run the module's code for anybody */
+	if (!may_read(fcinfo->flinfo, VARDATA_ANY(server), VARSIZE_ANY_EXHDR(server)))
+		PG_RETURN_NULL();
+	return mask(kind, VARDATA_ANY(server), VARSIZE_ANY_EXHDR(server), PG_GETARG_DATUM(1));
+}
+
+/* masked_state(server text, state jsonb) -> jsonb */
+Datum
+dgen_masked_state(PG_FUNCTION_ARGS)
+{
+	return masked(fcinfo, DGEN_FORMAT_STATUS);
+}
+
+/* masked_message(server text, message jsonb) -> jsonb */
+Datum
+dgen_masked_message(PG_FUNCTION_ARGS)
+{
+	return masked(fcinfo, DGEN_FORMAT_MESSAGE);
+}
+
+/* ---------------------------------------------------------------- calls */
+
+#define CALL_NATTS 7
+#define MIN_CALLS 256
+
+static void
+let_go(DgenCalls *calls)
+{
+	while (calls->n > 0)
+	{
+		dsa_pointer p = calls->calls[--calls->n];
+
+		dgen_call_unref(dsa_get_address(dgen_dsa(), p), p);
+	}
+}
+
+/* Reference all calls of this database, with room for as many as there are. */
+static void
+take_calls(DgenCalls *calls)
+{
+	calls->size = MIN_CALLS;
+	calls->calls = palloc(calls->size * sizeof(dsa_pointer));
+	dgen_ready_calls(MyDatabaseId, calls);
+	while (calls->found > calls->size)
+	{
+		let_go(calls);
+		calls->size = calls->found + MIN_CALLS;
+		calls->calls = repalloc_huge(calls->calls, (Size) calls->size * sizeof(dsa_pointer));
+		dgen_ready_calls(MyDatabaseId, calls);
+	}
+}
+
+/* One row; what is in a call's data never changes. */
+static void
+show_call(FunctionCallInfo fcinfo, DgenCall *call)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	int			len = strlen(call->data);
+	Datum		values[CALL_NATTS];
+	bool		nulls[CALL_NATTS] = {false};
+
+	if (pg_atomic_read_u32(&call->state) != DGEN_CALL_QUEUED ||
+		!may_read(fcinfo->flinfo, call->data, len))
+		return;
+	values[0] = CStringGetTextDatum(call->data);
+	values[1] = TimestampTzGetDatum(call->issued_at);
+	values[2] = TimestampTzGetDatum(call->deadline);
+	nulls[2] = call->deadline == DT_NOEND;
+	values[3] = CStringGetTextDatum(call->data + call->sender_off);
+	values[4] = CStringGetTextDatum(call->data + call->role_off);
+	values[5] = PointerGetDatum(call->data + call->context_off);
+	nulls[5] = call->context_off == 0;
+	values[6] = mask(DGEN_FORMAT_MESSAGE, call->data, len,
+					 PointerGetDatum(call->data + call->request_off));
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+/* calls_in_flight(): calls that wait for a worker, as far as the user may see them */
+Datum
+dgen_calls_in_flight(PG_FUNCTION_ARGS)
+{
+	DgenCalls	calls = {0};
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (dgen_shared == NULL)
+		return (Datum) 0;
+	PG_TRY();
+	{
+		take_calls(&calls);
+		for (int i = 0; i < calls.n; i++)
+			show_call(fcinfo, dsa_get_address(dgen_dsa(), calls.calls[i]));
+	}
+	PG_FINALLY();
+	{
+		let_go(&calls);
+	}
+	PG_END_TRY();
+	return (Datum) 0;
+}
+
+/* ---------------------------------------------------------------- workers */
+
+#define WORKER_NATTS 10
+
+/* what is shown of a slot */
+typedef struct SlotView
+{
+	DgenWorkerState state;
+	Oid			owner;
+	pid_t		pid;
+	TimestampTz started_at;
+	TimestampTz busy_since;
+	int64		batches;
+	int64		activations;
+	int64		conflicts;
+	int			batch_size;
+	char		server[DGEN_MAX_ADDRESS + 1];
+} SlotView;
+
+/* The workers of this database, or of those that come; how many. */
+static int
+copy_slots(SlotView *views)
+{
+	int			n = 0;
+
+	LWLockAcquire(&dgen_shared->lock, LW_SHARED);
+	for (int i = 0; i < dgen_shared->nslots; i++)
+	{
+		DgenWorkerSlot *slot = &dgen_shared->slots[i];
+		SlotView   *view = &views[n];
+
+		if (slot->state == DGEN_WORKER_FREE || slot->database != MyDatabaseId)
+			continue;
+		view->state = slot->state;
+		view->owner = slot->owner;
+		view->pid = slot->pid;
+		view->started_at = slot->started_at;
+		view->busy_since = slot->busy_since;
+		view->batches = slot->batches;
+		view->activations = slot->activations;
+		view->conflicts = slot->conflicts;
+		view->batch_size = slot->batch_size;
+		memcpy(view->server, slot->server, sizeof(view->server));
+		view->server[sizeof(view->server) - 1] = '\0';
+		n++;
+	}
+	LWLockRelease(&dgen_shared->lock);
+	return n;
+}
+
+/* The address in hand is written without a lock: it may be torn. */
+static bool
+may_show_server(FunctionCallInfo fcinfo, SlotView *view)
+{
+	int			len = strlen(view->server);
+
+	return view->state == DGEN_WORKER_BUSY && len > 0 &&
+		pg_verifymbstr(view->server, len, true) && may_read(fcinfo->flinfo, view->server, len);
+}
+
+static const char *
+state_name(DgenWorkerState state)
+{
+	switch (state)
+	{
+		case DGEN_WORKER_STARTING:
+			return "starting";
+		case DGEN_WORKER_IDLE:
+			return "idle";
+		case DGEN_WORKER_BUSY:
+			return "busy";
+		case DGEN_WORKER_LEAVING:
+			return "leaving";
+		case DGEN_WORKER_FREE:
+			break;
+	}
+	return "free";
+}
+
+static void
+show_worker(FunctionCallInfo fcinfo, SlotView *view)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	char	   *owner = GetUserNameFromId(view->owner, true);
+	Datum		values[WORKER_NATTS];
+	bool		nulls[WORKER_NATTS] = {false};
+
+	values[0] = Int32GetDatum((int32) view->pid);
+	nulls[0] = view->pid == 0;
+	values[1] = owner ? CStringGetTextDatum(owner) : (Datum) 0;
+	nulls[1] = owner == NULL;
+	values[2] = CStringGetTextDatum(state_name(view->state));
+	nulls[3] = !may_show_server(fcinfo, view);
+	values[3] = nulls[3] ? (Datum) 0 : CStringGetTextDatum(view->server);
+	values[4] = TimestampTzGetDatum(view->started_at);
+	nulls[4] = view->started_at == 0;
+	values[5] = TimestampTzGetDatum(view->busy_since);
+	nulls[5] = view->state != DGEN_WORKER_BUSY || view->busy_since == 0;
+	values[6] = Int64GetDatum(view->batches);
+	values[7] = Int64GetDatum(view->activations);
+	values[8] = Int64GetDatum(view->conflicts);
+	values[9] = Int32GetDatum(view->batch_size);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+/* worker_info(): for members of a worker's owner, and those who may read all statistics */
+Datum
+dgen_worker_info(PG_FUNCTION_ARGS)
+{
+	bool		all = has_privs_of_role(GetUserId(), ROLE_PG_READ_ALL_STATS);
+	SlotView   *views;
+	int			n;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (dgen_shared == NULL)
+		return (Datum) 0;
+	views = palloc(Max(dgen_shared->nslots, 1) * sizeof(SlotView));
+	n = copy_slots(views);
+	for (int i = 0; i < n; i++)
+	{
+		if (all || has_privs_of_role(GetUserId(), views[i].owner))
+			show_worker(fcinfo, &views[i]);
+	}
+	return (Datum) 0;
+}

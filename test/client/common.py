@@ -1,0 +1,167 @@
+"""What several client tests need."""
+
+import os
+import random
+import signal
+import threading
+import time
+
+import psycopg
+
+from cluster import wait_for
+
+# dgen's errors that say nothing about the call but that something was lost
+# on its way, and what PostgreSQL says while it goes down and comes up
+LOST = ("OT001", "OT002", "OT015", "OT017", "OT020", "57P01", "57P02", "57P03")
+
+
+def seed_of(request):
+    """The seed of a random test, told with the command that replays it."""
+    seed = int(os.environ.get("DGEN_SEED") or random.randrange(1 << 30))
+    print("to replay: DGEN_SEED=%d test/run client %s -k %s"
+          % (seed, request.node.path.stem[len("test_"):], request.node.name))
+    return seed
+
+
+def rounds_of(default):
+    return int(os.environ.get("DGEN_ROUNDS") or default)
+
+
+def value(conn, query, *parameters):
+    row = conn.execute(query, parameters or None).fetchone()
+    return row[0] if row else None
+
+
+def error_of(action, *arguments, **named):
+    """The SQLSTATE that this raises, or None."""
+    try:
+        action(*arguments, **named)
+    except psycopg.Error as e:
+        return e.sqlstate or type(e).__name__
+    return None
+
+
+def in_threads(functions, timeout=100):
+    """Runs them all at once; the first failure is raised here."""
+    failures = []
+
+    def guard(function):
+        try:
+            function()
+        except BaseException as e:
+            failures.append(e)
+    threads = [threading.Thread(target=guard, args=(f,), daemon=True) for f in functions]
+    for t in threads:
+        t.start()
+    end = time.monotonic() + timeout
+    for t in threads:
+        t.join(max(0, end - time.monotonic()))
+    if failures:
+        raise failures[0]
+    assert not any(t.is_alive() for t in threads), "a client is stuck"
+
+
+def connect_again(cluster, timeout=60, **kw):
+    """A connection as soon as there can be one."""
+    def attempt():
+        try:
+            return cluster.connect(**kw)
+        except psycopg.OperationalError:
+            return None
+    return wait_for(attempt, timeout, message="%s accepts no connection" % cluster.name)
+
+
+def wait_idle(conn, timeout=30):
+    def idle():
+        return value(conn, "SELECT dgen.wait_idle(everything => true, timeout => '5 s')")
+    wait_for(idle, timeout, message="messages are left: %r" % (conn.execute(
+        "SELECT server, kind, count(*), min(id) FROM dgen.message GROUP BY 1, 2 LIMIT 10").fetchall(),))
+
+
+# dgen's leases are advisory locks with a field that pg_advisory_* never uses
+LEASES = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 214"
+
+
+def assert_nothing_left(conn, letters=0):
+    """No lease, no message, no record of a failure, and so many dead letters."""
+    wait_for(lambda: value(conn, LEASES) == 0, 10, message="a lease is left")
+    left = conn.execute("""
+        SELECT (SELECT count(*) FROM dgen.message), (SELECT count(*) FROM dgen.delayed),
+               (SELECT count(*) FROM dgen.attempt), (SELECT count(*) FROM dgen.letter),
+               (SELECT count(*) FROM dgen.server WHERE failing)""").fetchone()
+    assert left == (0, 0, 0, letters, 0), "left: messages, delayed, attempts, letters, failing"
+    wait_for(lambda: value(conn, "SELECT count(*) FROM pg_stat_activity "
+                                 "WHERE backend_type = 'dgen worker' AND state = 'active'") == 0,
+             10, message="a worker is still busy")
+
+
+class Killer:
+    """Kills processes of a cluster, one or all, as chance will have it."""
+
+    WHAT = ("worker -9", "worker -15", "worker -15", "keeper -9", "keeper -15",
+            "launcher -9", "launcher -15", "client -9", "client -15", "postmaster")
+    TITLES = {"worker": "dgen worker", "keeper": "dgen keeper", "launcher": "dgen launcher",
+              "client": r"\[local\]"}
+
+    def __init__(self, cluster, seed):
+        self.cluster = cluster
+        self.chance = random.Random(seed)
+        # each at least once if there are rounds enough, in an order by chance
+        self.bag = []
+        self.told = []
+
+    def once(self):
+        if not self.bag:
+            self.bag = list(self.WHAT)
+            self.chance.shuffle(self.bag)
+        what = self.bag.pop()
+        pause = self.chance.uniform(0.2, 0.9)
+        time.sleep(pause)           # the clients' turn
+        if what == "postmaster":
+            self.cluster.kill9()
+            self.cluster.start()
+            hit = True
+        else:
+            kind, number = what.split(" -")
+            pids = sorted(self.cluster.processes(self.TITLES[kind]))
+            hit = bool(pids)
+            if pids:
+                try:
+                    self.cluster.kill_backend(self.chance.choice(pids), signal.Signals(int(number)))
+                except ProcessLookupError:
+                    hit = False
+        self.told.append(what if hit else "(%s)" % what)
+        self.cluster.wait_ready()
+
+
+class Client:
+    """A connection that is made anew whenever it is lost."""
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+        self.conn = None
+
+    def close(self):
+        if self.conn is not None:
+            try:
+                self.conn.close()
+            except psycopg.Error:
+                pass
+        self.conn = None
+
+    def attempt(self, query, *parameters):
+        """(True, value), or (False, why) where something was lost: then
+        nobody knows, unless dgen says that it did not happen."""
+        try:
+            if self.conn is None:
+                self.conn = self.cluster.connect()
+                self.conn.execute("SET client_min_messages = error")
+            return True, value(self.conn, query, *parameters)
+        except psycopg.Error as e:
+            lost = isinstance(e, psycopg.OperationalError) and e.sqlstate is None
+            if not lost and e.sqlstate not in LOST:
+                raise
+            if e.sqlstate is None or not e.sqlstate.startswith("OT"):
+                self.close()
+                time.sleep(0.02)
+            return False, e.sqlstate or "lost"
