@@ -72,10 +72,15 @@ def connect_again(cluster, timeout=60, **kw):
 
 
 def wait_idle(conn, timeout=30):
-    def idle():
-        return value(conn, "SELECT dgen.wait_idle(everything => true, timeout => '5 s')")
-    wait_for(idle, timeout, message="messages are left: %r" % (conn.execute(
-        "SELECT server, kind, count(*), min(id) FROM dgen.message GROUP BY 1, 2 LIMIT 10").fetchall(),))
+    end = time.monotonic() + timeout
+    while not value(conn, "SELECT dgen.wait_idle(everything => true, timeout => '5 s')"):
+        if time.monotonic() > end:
+            left = conn.execute("""
+                SELECT m.server, m.kind, m.id, a.attempts, a.holds, a.next_at - clock_timestamp(),
+                       a.error->>'message'
+                FROM dgen.message m LEFT JOIN dgen.attempt a USING (id)
+                ORDER BY a.id, m.id LIMIT 10""").fetchall()
+            raise AssertionError("not idle after %s s: %s" % (timeout, "\n".join(map(str, left))))
 
 
 # dgen's leases are advisory locks with a field that pg_advisory_* never uses
@@ -120,17 +125,22 @@ class Killer:
         if what == "postmaster":
             self.cluster.kill9()
             self.cluster.start()
-            hit = True
         else:
             kind, number = what.split(" -")
-            pids = sorted(self.cluster.processes(self.TITLES[kind]))
-            hit = bool(pids)
-            if pids:
+            hit = False
+            end = time.monotonic() + 5
+            while not hit and time.monotonic() < end:
+                pids = sorted(self.cluster.processes(self.TITLES[kind]))
                 try:
-                    self.cluster.kill_backend(self.chance.choice(pids), signal.Signals(int(number)))
+                    if pids:
+                        self.cluster.kill_backend(self.chance.choice(pids), signal.Signals(int(number)))
+                        hit = True
                 except ProcessLookupError:
-                    hit = False
-        self.told.append(what if hit else "(%s)" % what)
+                    pass            # it went by itself
+                if not hit:
+                    time.sleep(0.05)
+            assert hit, "there was no %s" % kind
+        self.told.append(what)
         self.cluster.wait_ready()
 
 
