@@ -716,6 +716,7 @@ dgen_batch_serve(int pool, DgenTaken *taken, int n, int32 module_id)
 		}
 		else if (!plan_retry(b))
 			break;
+		QueryCancelPending = false;
 		CHECK_FOR_INTERRUPTS();
 	}
 	give_back(b);

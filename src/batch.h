@@ -59,6 +59,7 @@ typedef struct BatchServer
 {
 	DgenServer *server;
 	int			lease;
+	List	   *failed;			/* its messages that failed before, if it is failing */
 	bool		blocked;		/* a message of it is being cancelled: nothing may overtake */
 } BatchServer;
 

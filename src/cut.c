@@ -100,26 +100,6 @@ take_lease(BatchLease *lease)
 
 /* ---------------------------------------------------------------- reading */
 
-static int
-find_server(Batch *b, int lease, const char *address, Snapshot snapshot)
-{
-	int			i;
-
-	for (i = b->nservers - 1; i >= 0 && b->servers[i].lease == lease; i--)
-	{
-		if (strcmp(b->servers[i].server->address, address) == 0)
-			return i;
-	}
-	if (b->nservers == DGEN_MAX_BATCH)
-		return -1;
-	i = b->nservers++;
-	b->servers[i].lease = lease;
-	b->servers[i].blocked = false;
-	b->servers[i].server = dgen_server_read(b->server_rows, address,
-											b->leases[lease].taken->hash, snapshot);
-	return i;
-}
-
 /* Which messages of a server have failed before. */
 static List *
 read_failed(Batch *b, DgenServer *server, Snapshot snapshot)
@@ -162,6 +142,27 @@ find_failed(List *failed, int64 id)
 			return f;
 	}
 	return NULL;
+}
+
+static int
+find_server(Batch *b, int lease, const char *address, Snapshot snapshot)
+{
+	int			i;
+
+	for (i = b->nservers - 1; i >= 0 && b->servers[i].lease == lease; i--)
+	{
+		if (strcmp(b->servers[i].server->address, address) == 0)
+			return i;
+	}
+	if (b->nservers == DGEN_MAX_BATCH)
+		return -1;
+	i = b->nservers++;
+	b->servers[i].lease = lease;
+	b->servers[i].blocked = false;
+	b->servers[i].server = dgen_server_read(b->server_rows, address,
+											b->leases[lease].taken->hash, snapshot);
+	b->servers[i].failed = read_failed(b, b->servers[i].server, snapshot);
+	return i;
 }
 
 static void
@@ -327,7 +328,7 @@ plan_normal(Batch *b, int leaseno, Lane *lane, int *call, Snapshot snapshot, boo
 }
 
 static bool
-plan_message(Batch *b, int leaseno, Lane *lane, List **failed, Snapshot snapshot)
+plan_message(Batch *b, int leaseno, Lane *lane, Snapshot snapshot)
 {
 	BatchLease *lease = &b->leases[leaseno];
 	DgenMessage *msg = lane->msgs[lane->next];
@@ -342,9 +343,7 @@ plan_message(Batch *b, int leaseno, Lane *lane, List **failed, Snapshot snapshot
 		wait_until(lease, DT_NOEND);
 		return true;
 	}
-	if (b->servers[server].server->failing && *failed == NIL)
-		*failed = read_failed(b, b->servers[server].server, snapshot);
-	f = find_failed(*failed, msg->id);
+	f = find_failed(b->servers[server].failed, msg->id);
 	switch (judge_message(b, lease, msg, f))
 	{
 		case RUN_IT:
@@ -414,7 +413,6 @@ plan_lease(Batch *b, int leaseno, Snapshot snapshot)
 	int			room = b->max_items - b->nitems;
 	int			call = next_call(b, leaseno, -1);
 	int			turn = pg_prng_uint32(&pg_global_prng_state) % 10;
-	List	   *failed = NIL;
 	bool		full = false;
 	int			lane;
 
@@ -430,7 +428,7 @@ plan_lease(Batch *b, int leaseno, Snapshot snapshot)
 		if (lane == NORMAL_LANE &&
 			!plan_normal(b, leaseno, &lanes[lane], &call, snapshot, &progress))
 			full = true;
-		else if (!progress && !plan_message(b, leaseno, &lanes[lane], &failed, snapshot))
+		else if (!progress && !plan_message(b, leaseno, &lanes[lane], snapshot))
 			full = true;
 	}
 	for (int i = 0; i < DGEN_NLANES; i++)

@@ -252,8 +252,8 @@ reply_to_request(int64 id, uint64 secret, Jsonb *reply)
 	ScanKeyData key;
 	DgenScan   *scan;
 	HeapTuple	tuple;
-	Datum		values[9];
-	bool		nulls[9];
+	Datum		values[DGEN_MAX_COLUMNS];
+	bool		nulls[DGEN_MAX_COLUMNS];
 	bool		good = false;
 	DgenMessage msg = {0};
 	ItemPointerData tid;

@@ -297,10 +297,12 @@ typedef enum DgenTableId
 	DGEN_NTABLES
 } DgenTableId;
 
+#define DGEN_MAX_COLUMNS 64		/* room for deformed rows */
 #define DGEN_MAX_INDEXES 8
 typedef struct DgenTable
 {
 	Relation	rel;
+	int			ncolumns;		/* those that this library knows */
 	int			nindexes;		/* all that take entries, in any order */
 	Relation	indexes[DGEN_MAX_INDEXES];
 	struct IndexInfo *infos[DGEN_MAX_INDEXES];
@@ -337,6 +339,7 @@ extern Oid	dgen_extension_owner(void);
  */
 extern DgenTable *dgen_table_open(DgenTableId id, LOCKMODE lockmode);
 extern void dgen_table_close(DgenTable *table);
+extern HeapTuple dgen_table_form(DgenTable *table, Datum *values, bool *nulls);
 extern void dgen_table_insert(DgenTable *table, Datum *values, bool *nulls, ItemPointer tid);
 extern void dgen_table_insert_many(DgenTable *table, int n, HeapTuple *tuples);
 

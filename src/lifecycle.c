@@ -126,8 +126,8 @@ read_row(DgenTableId id, Datum *values, bool *nulls, bool *uncommitted)
 static void
 read_identity(Identity *identity)
 {
-	Datum		values[Max(Natts_installation, Natts_adoption)];
-	bool		nulls[Max(Natts_installation, Natts_adoption)];
+	Datum		values[DGEN_MAX_COLUMNS];
+	bool		nulls[DGEN_MAX_COLUMNS];
 
 	memset(identity, 0, sizeof(Identity));
 	identity->ninstallations = read_row(DGEN_T_INSTALLATION, values, nulls,
@@ -282,7 +282,11 @@ dgen_adopt(PG_FUNCTION_ARGS)
 	if (is_armed(&identity))
 		wake_at_commit = true;
 	else
+	{
 		write_adoption(&identity);
+		/* a restore has set the sequence: a block reserved before it is void */
+		dgen_forget_ids();
+	}
 	PG_RETURN_VOID();
 }
 

@@ -78,8 +78,8 @@ dgen_message_form(const DgenMessage *msg, Datum *values, bool *nulls)
 void
 dgen_message_deform(HeapTuple tuple, TupleDesc desc, int skip, DgenMessage *msg)
 {
-	Datum		values[MaxHeapAttributeNumber];
-	bool		nulls[MaxHeapAttributeNumber];
+	Datum		values[DGEN_MAX_COLUMNS];
+	bool		nulls[DGEN_MAX_COLUMNS];
 	Datum	   *v = values + skip;
 	bool	   *n = nulls + skip;
 
@@ -361,8 +361,7 @@ dgen_mailbox_send(DgenModule *module, DgenMessage *msgs, int n)
 			if (n == 1)
 				dgen_table_insert(table, values, nulls, NULL);
 			else
-				tuples[ntuples++] = heap_form_tuple(RelationGetDescr(table->rel),
-													values, nulls);
+				tuples[ntuples++] = dgen_table_form(table, values, nulls);
 		}
 	}
 	if (ntuples > 0)

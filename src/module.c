@@ -290,9 +290,13 @@ copy_row(DgenTable *table, HeapTuple tuple, DgenModuleRow *row)
 {
 	TupleDesc	desc = RelationGetDescr(table->rel);
 	HeapTuple	copy;
+	Datum		values[DGEN_MAX_COLUMNS];
+	bool		nulls[DGEN_MAX_COLUMNS];
 
 	copy = HeapTupleHasExternal(tuple) ? toast_flatten_tuple(tuple, desc) : heap_copytuple(tuple);
-	heap_deform_tuple(copy, desc, row->values, row->nulls);
+	heap_deform_tuple(copy, desc, values, nulls);
+	memcpy(row->values, values, sizeof(row->values));
+	memcpy(row->nulls, nulls, sizeof(row->nulls));
 	row->tid = tuple->t_self;
 	row->uncommitted = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
 }

@@ -76,8 +76,8 @@ dgen_reply_by_key(const char *server, const char *key, int64 *request_hash)
 	scan = dgen_scan_begin(table, DGEN_I_REPLY_KEY, NULL, 2, keys);
 	while (reply == NULL && (tuple = dgen_scan_next(scan)) != NULL)
 	{
-		Datum		values[NCOLS];
-		bool		nulls[NCOLS];
+		Datum		values[DGEN_MAX_COLUMNS];
+		bool		nulls[DGEN_MAX_COLUMNS];
 
 		heap_deform_tuple(tuple, RelationGetDescr(table->rel), values, nulls);
 		if (nulls[COL_REPLY] ||

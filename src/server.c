@@ -122,8 +122,8 @@ time_col(Datum *values, bool *nulls, int col)
 static void
 deform_server(HeapTuple tuple, TupleDesc desc, DgenServer *server)
 {
-	Datum		values[NCOLS];
-	bool		nulls[NCOLS];
+	Datum		values[DGEN_MAX_COLUMNS];
+	bool		nulls[DGEN_MAX_COLUMNS];
 
 	heap_deform_tuple(tuple, desc, values, nulls);
 	server->exists = true;

@@ -62,6 +62,20 @@ static const AttrNumber index_specs[DGEN_NTABLES][MAX_SPECS][3] = {
 	[DGEN_T_DEDUP] = {{1, 2}, {4}}
 };
 
+/* how many columns of each table this library knows; a later version may add some */
+static const int column_counts[DGEN_NTABLES] = {
+	[DGEN_T_INSTALLATION] = 3,
+	[DGEN_T_ADOPTION] = 3,
+	[DGEN_T_MODULE] = 39,
+	[DGEN_T_SERVER] = 13,
+	[DGEN_T_MESSAGE] = 15,
+	[DGEN_T_DELAYED] = 16,
+	[DGEN_T_ATTEMPT] = 8,
+	[DGEN_T_LETTER] = 19,
+	[DGEN_T_REPLY] = 9,
+	[DGEN_T_DEDUP] = 4
+};
+
 /* OIDs, forgotten when pg_namespace or a relation changes */
 static Oid	table_oids[DGEN_NTABLES];
 static Oid	schema_oid = InvalidOid;
@@ -191,6 +205,31 @@ add_index(DgenTable *table, DgenTableId id, Relation index)
 	}
 }
 
+/*
+ * A new library on an old schema says what to do; an old library on a newer
+ * schema leaves the columns that it does not know to their nulls.
+ */
+static void
+check_columns(DgenTable *table, DgenTableId id)
+{
+	int			natts = RelationGetDescr(table->rel)->natts;
+
+	table->ncolumns = column_counts[id];
+	if (natts < column_counts[id])
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_NOT_ENABLED),
+				 errmsg("extension \"dgen\" in this database is older than its library"),
+				 errdetail("Table \"%s.%s\" has %d columns; the library expects %d.",
+						   DGEN_SCHEMA, table_names[id], natts, column_counts[id]),
+				 errhint("Run ALTER EXTENSION dgen UPDATE.")));
+	if (natts > DGEN_MAX_COLUMNS)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_NOT_ENABLED),
+				 errmsg("table \"%s.%s\" has %d columns, more than dgen can read",
+						DGEN_SCHEMA, table_names[id], natts),
+				 errhint("Drop the columns that were added by hand.")));
+}
+
 DgenTable *
 dgen_table_open(DgenTableId id, LOCKMODE lockmode)
 {
@@ -201,6 +240,7 @@ dgen_table_open(DgenTableId id, LOCKMODE lockmode)
 	ListCell   *lc;
 
 	table->rel = table_open(dgen_table_oid(id), lockmode);
+	check_columns(table, id);
 	memset(table->scannable, -1, sizeof(table->scannable));
 	indexes = RelationGetIndexList(table->rel);
 	foreach(lc, indexes)
@@ -246,6 +286,23 @@ insert_index_entries(DgenTable *table, TupleTableSlot *slot, bool unchanged)
 	}
 }
 
+/* Form a row; columns beyond those that we know are null. */
+HeapTuple
+dgen_table_form(DgenTable *table, Datum *values, bool *nulls)
+{
+	Datum		all_values[DGEN_MAX_COLUMNS];
+	bool		all_nulls[DGEN_MAX_COLUMNS];
+	TupleDesc	desc = RelationGetDescr(table->rel);
+
+	if (desc->natts == table->ncolumns)
+		return heap_form_tuple(desc, values, nulls);
+	memcpy(all_values, values, table->ncolumns * sizeof(Datum));
+	memcpy(all_nulls, nulls, table->ncolumns * sizeof(bool));
+	for (int i = table->ncolumns; i < desc->natts; i++)
+		all_nulls[i] = true;
+	return heap_form_tuple(desc, all_values, all_nulls);
+}
+
 /* Insert one row; tid, if wanted, is where it went. */
 void
 dgen_table_insert(DgenTable *table, Datum *values, bool *nulls, ItemPointer tid)
@@ -253,8 +310,7 @@ dgen_table_insert(DgenTable *table, Datum *values, bool *nulls, ItemPointer tid)
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(table->rel),
 													&TTSOpsHeapTuple);
 
-	ExecStoreHeapTuple(heap_form_tuple(RelationGetDescr(table->rel), values, nulls),
-					   slot, true);
+	ExecStoreHeapTuple(dgen_table_form(table, values, nulls), slot, true);
 	slot->tts_tableOid = RelationGetRelid(table->rel);
 	table_tuple_insert(table->rel, slot, GetCurrentCommandId(true), 0, NULL);
 	insert_index_entries(table, slot, false);
@@ -299,8 +355,7 @@ dgen_table_update(DgenTable *table, ItemPointer tid, Snapshot crosscheck,
 	DgenUpdateIndexes update_indexes;
 	TM_Result	result;
 
-	ExecStoreHeapTuple(heap_form_tuple(RelationGetDescr(table->rel), values, nulls),
-					   slot, true);
+	ExecStoreHeapTuple(dgen_table_form(table, values, nulls), slot, true);
 	slot->tts_tableOid = RelationGetRelid(table->rel);
 	result = table_tuple_update(table->rel, tid, slot, GetCurrentCommandId(true),
 								InvalidSnapshot, crosscheck, false,

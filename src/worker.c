@@ -54,7 +54,6 @@ static TimeoutId my_timeout;
 static bool in_company;
 static volatile sig_atomic_t interrupt = DGEN_INTERRUPT_NONE;
 static volatile sig_atomic_t cancels = 0;
-static const char *split_reason = NULL;
 static bool session_is_dirty = false;
 static uint32 idle_wait_event = 0;
 
@@ -121,7 +120,7 @@ void
 dgen_worker_forget_interrupt(void)
 {
 	interrupt = DGEN_INTERRUPT_NONE;
-	split_reason = NULL;
+	QueryCancelPending = false;
 }
 
 int
@@ -150,7 +149,6 @@ dgen_batch_split(const char *why)
 	session_is_dirty = true;
 	if (!dgen_batch_in_company())
 		return;
-	split_reason = why;
 	interrupt = DGEN_INTERRUPT_SPLIT;
 	ereport(ERROR,
 			(errcode(ERRCODE_QUERY_CANCELED),
@@ -337,6 +335,8 @@ serve(void)
 	dgen_batch_serve(my_pool, taken, n, module_id);
 	clean_session();
 	dgen_cache_trim();
+	/* at most once a second, or autovacuum would never hear of a busy worker */
+	pgstat_report_stat(false);
 	dgen_my_slot->slow = false;
 	return true;
 }
@@ -403,6 +403,8 @@ worker_loop(void)
 
 	for (;;)
 	{
+		/* a cancel that came between activations has nothing to cancel */
+		QueryCancelPending = false;
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
 		{

@@ -115,7 +115,7 @@ class Story:
         self.step("A database with the extension and the ledger's two modules")
         self.cluster.psql("CREATE DATABASE " + DATABASE)
         self.cluster.psql_file(os.path.join(HERE, "ledger.sql"), dbname=DATABASE)
-        self.tell("modules: %s" % self.value("SELECT string_agg(m.name, ', ' ORDER BY m.name) "
+        self.tell("modules: %s" % self.value("SELECT string_agg(m.module, ', ' ORDER BY m.module) "
                                              "FROM dgen.modules m"))
         self.open_accounts()
         self.duplicate_delivery()
