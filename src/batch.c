@@ -128,6 +128,17 @@ dgen_batch_touch(int64 hash)
 	active->touched[active->ntouched++] = hash;
 }
 
+/*
+ * The running activation would overtake its server's own earlier messages: it
+ * is tried again like a conflict, and in the end held, not counted.
+ */
+void
+dgen_batch_overtakes(void)
+{
+	if (dgen_batch_active())
+		active->overtakes = true;
+}
+
 /* Is the running activation one of several of this transaction? */
 bool
 dgen_batch_in_company(void)
@@ -188,7 +199,7 @@ reset_try(Batch *b)
 	b->current = -1;
 	b->running = false;
 	b->error = NULL;
-	b->rejected = false;
+	b->rejected = b->overtakes = false;
 	b->retry_after = NULL;
 }
 
@@ -470,7 +481,7 @@ after_commit(Batch *b)
 static bool
 is_conflict(Batch *b)
 {
-	return dgen_error_fault(b->error->sqlerrcode) == DGEN_FAULT_CONFLICT;
+	return b->overtakes || dgen_error_fault(b->error->sqlerrcode) == DGEN_FAULT_CONFLICT;
 }
 
 static BatchItemId

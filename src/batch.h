@@ -110,6 +110,7 @@ typedef struct Batch
 
 	/* how a try ended */
 	DgenError  *error;
+	bool		overtakes;		/* would overtake the server's own messages */
 	bool		rejected;		/* by directive */
 	Interval   *retry_after;	/* by directive */
 

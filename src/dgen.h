@@ -902,6 +902,7 @@ extern DgenServer *dgen_batch_server(const char *address);
 extern void dgen_batch_touch(int64 hash);
 extern void dgen_batch_keep(DgenServer *server);	/* its state outlives the handler's memory */
 extern bool dgen_batch_in_company(void);
+extern void dgen_batch_overtakes(void);
 extern void dgen_batch_at_exit(void);
 extern void dgen_batch_xact_callback(XactEvent event);
 extern bool dgen_batch_active(void);
@@ -967,7 +968,6 @@ extern void dgen_notify_at_commit(DgenWaitKind kind, int64 key);
 
 /* --------------------------------------------------------------- failure.c */
 extern void dgen_attempt_delete(int64 message_id);
-extern bool dgen_attempts_exist(const char *server);
 
 /* -------------------------------------------------------------- launcher.c */
 extern void dgen_launcher_register(void);	/* from _PG_init */
@@ -1008,6 +1008,16 @@ extern bool dgen_arg_interval(FunctionCallInfo fcinfo, int argno, const char *na
 extern bool dgen_interval_usecs(const Interval *span, int64 *usecs);
 extern char *dgen_arg_text(FunctionCallInfo fcinfo, int argno); /* NULL if null */
 extern Jsonb *dgen_json_null(void);
+
+/* ----------------------------------------------------------- jsonb_patch.c
+ *
+ * Differences between jsonb documents; the file tells what a patch is.  Pure
+ * functions; results are in the current memory context.  22023: a patch is
+ * malformed, or not one for this document.
+ */
+extern Jsonb *dgen_jsonb_diff(Jsonb *base, Jsonb *new);	/* NULL: the same bytes */
+extern Jsonb *dgen_jsonb_merge(Jsonb *base, Jsonb *patch);
+extern Jsonb *dgen_jsonb_compose(Jsonb *first, Jsonb *second);
 
 /* ------------------------------------------------------------- waitpoint.c */
 extern void dgen_waitpoint_reach(const char *name);

@@ -126,17 +126,6 @@ has_attempts(DgenTable *table, const char *server)
 	return found;
 }
 
-/* Does a message of the server back off, or is it held? */
-bool
-dgen_attempts_exist(const char *server)
-{
-	DgenTable  *table = dgen_table_open(DGEN_T_ATTEMPT, AccessShareLock);
-	bool		found = has_attempts(table, server);
-
-	dgen_table_close(table);
-	return found;
-}
-
 static void
 note_failing(DgenServer *server, bool failing)
 {
@@ -322,7 +311,8 @@ decide(Batch *b, DgenModule *module, DgenMessage *msg, Attempt *a)
 															 IntervalPGetDatum(b->retry_after)));
 		return false;
 	}
-	if (!fault_counts(module, a, dgen_error_fault(b->error->sqlerrcode)))
+	if (b->overtakes ||
+		!fault_counts(module, a, dgen_error_fault(b->error->sqlerrcode)))
 	{
 		a->holds++;
 		if (a->held_since == 0)

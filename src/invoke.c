@@ -101,13 +101,15 @@ has_own_messages(const DgenAddress *to, const char *sender)
 }
 
 static void
-would_overtake(const DgenAddress *to, bool conflict)
+would_overtake(const DgenAddress *to, bool committed)
 {
+	if (committed)
+		dgen_batch_overtakes();
 	ereport(ERROR,
-			(errcode(conflict ? ERRCODE_T_R_SERIALIZATION_FAILURE : ERRCODE_DGEN_WOULD_OVERTAKE),
+			(errcode(ERRCODE_DGEN_WOULD_OVERTAKE),
 			 errmsg("invoke would overtake earlier messages of the same sender to server \"%s\"",
 					to->text),
-			 conflict ? errhint("It is tried again when they have been handled.") :
+			 committed ? errhint("It is tried again when they have been handled.") :
 			 errhint("COMMIT before it, so that they are handled first.")));
 }
 
@@ -146,6 +148,11 @@ wait_for_own_messages(const DgenAddress *to)
 	}
 }
 
+/*
+ * A message that backs off does not stand in an invoke's way: it is another
+ * sender's, or wait_for_own_messages() would have seen it.  If it did, two
+ * servers that call each other could hold each other up for ever.
+ */
 static void
 check_available(DgenServer *server)
 {
@@ -155,11 +162,6 @@ check_available(DgenServer *server)
 				 errmsg("server \"%s\" is suspended", server->address),
 				 errdetail("Suspended by %s.", server->suspended_by ? server->suspended_by : "nobody"),
 				 errhint("Run dgen.resume('%s').", server->address)));
-	if (server->failing && dgen_attempts_exist(server->address))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("server \"%s\" is blocked by a message that fails", server->address),
-				 errhint("See dgen.messages; discard the message by dgen.discard(), or mend the handler.")));
 }
 
 /* ---------------------------------------------------------------- invoke */

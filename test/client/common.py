@@ -32,15 +32,6 @@ def value(conn, query, *parameters):
     return row[0] if row else None
 
 
-def error_of(action, *arguments, **named):
-    """The SQLSTATE that this raises, or None."""
-    try:
-        action(*arguments, **named)
-    except psycopg.Error as e:
-        return e.sqlstate or type(e).__name__
-    return None
-
-
 def in_threads(functions, timeout=100):
     """Runs them all at once; the first failure is raised here."""
     failures = []
