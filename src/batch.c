@@ -616,6 +616,16 @@ plan_retry(Batch *b)
 		b->nonly = 1;
 		return true;
 	}
+	if (b->overtakes && item.msg == NULL)
+	{
+		/* the call stays queued, until its caller gives up */
+		for (int i = 0; i < b->nleases; i++)
+		{
+			b->leases[i].more = false;
+			b->leases[i].park_until = GetCurrentTimestamp() + INT64CONST(50000);
+		}
+		return false;
+	}
 	explain_interrupt(b, why);
 	fail_item(b, &item, why);
 	return false;

@@ -31,6 +31,8 @@
 #include "utils/snapmgr.h"
 #include "worker.h"
 
+#define OVERTAKE_HOLD_USECS INT64CONST(10000000)
+
 /* a row of dgen.attempt */
 typedef struct Attempt
 {
@@ -280,8 +282,15 @@ backoff(DgenModule *module, int n)
  * messages succeed, or when it has lasted too long.
  */
 static bool
-fault_counts(DgenModule *module, Attempt *a, DgenFault fault)
+fault_counts(DgenModule *module, Attempt *a, DgenFault fault, bool overtakes)
 {
+	/*
+	 * What would overtake waits for its own earlier messages; but two servers
+	 * may wait for each other like that, so not for long.
+	 */
+	if (overtakes)
+		return a->held_since != 0 &&
+			GetCurrentTimestamp() - a->held_since > OVERTAKE_HOLD_USECS;
 	if (fault != DGEN_FAULT_ENVIRONMENT)
 		return true;
 	if (a->held_since == 0)
@@ -311,8 +320,7 @@ decide(Batch *b, DgenModule *module, DgenMessage *msg, Attempt *a)
 															 IntervalPGetDatum(b->retry_after)));
 		return false;
 	}
-	if (b->overtakes ||
-		!fault_counts(module, a, dgen_error_fault(b->error->sqlerrcode)))
+	if (!fault_counts(module, a, dgen_error_fault(b->error->sqlerrcode), b->overtakes))
 	{
 		a->holds++;
 		if (a->held_since == 0)
