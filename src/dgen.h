@@ -637,6 +637,7 @@ extern void dgen_mailbox_put_back(DgenModule *module, DgenMessage *msg);
 extern void dgen_message_form(const DgenMessage *msg, Datum *values, bool *nulls);
 /* skip: columns between id and hash: 0, or 1 in dgen.delayed; copies all */
 extern void dgen_message_deform(HeapTuple tuple, TupleDesc desc, int skip, DgenMessage *msg);
+extern int	dgen_message_compare(const ListCell *a, const ListCell *b);	/* by id */
 extern int64 dgen_mailbox_count(DgenTable *table, int64 hash, int64 max);
 /* did this transaction send to it and not yet commit? (subtransactions heeded) */
 extern bool dgen_mailbox_sent_uncommitted(int64 hash);
@@ -915,6 +916,7 @@ extern Jsonb *dgen_invoke_call(const DgenAddress *to, Jsonb *request, bool inlin
 extern void dgen_check_isolation(DgenModule *module);
 
 /* ---------------------------------------------------------------- drain.c */
+extern void dgen_handle_now(DgenModule *module, DgenMessage *msg);
 /* handles what this transaction sent to a server, in it; how many messages */
 extern int	dgen_drain_server(const DgenAddress *to);
 

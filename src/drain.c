@@ -20,72 +20,105 @@
 
 /* ---------------------------------------------------------------- drain */
 
-/* Take a message of this transaction out of its table; false: it is not there. */
+/* Find a message of this transaction; false: it is not there any more. */
 static bool
-take_message(const DgenSent *sent, DgenMessage *msg)
+find_message(const DgenSent *sent, DgenMessage *msg)
 {
 	DgenTable  *table = dgen_table_open(sent->due_at ? DGEN_T_DELAYED : DGEN_T_MESSAGE,
 										RowExclusiveLock);
 	ScanKeyData key;
 	DgenScan   *scan;
 	HeapTuple	tuple;
-	bool		found = false;
 
 	dgen_key_int8(&key, 1, sent->id, BTEqualStrategyNumber);
 	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
 	tuple = dgen_scan_next(scan);
 	if (tuple != NULL)
-	{
 		dgen_message_deform(tuple, RelationGetDescr(table->rel), sent->due_at ? 1 : 0, msg);
-		found = true;
-	}
 	dgen_scan_end(scan);
-	if (found)
-		found = dgen_table_delete(table, &msg->tid) == TM_Ok;
+	dgen_table_close(table);
+	return tuple != NULL;
+}
+
+/* Take a message out of its table; false: somebody else has. */
+static bool
+take_message(DgenMessage *msg)
+{
+	DgenTable  *table = dgen_table_open(msg->due_at ? DGEN_T_DELAYED : DGEN_T_MESSAGE,
+										RowExclusiveLock);
+	bool		taken = dgen_table_delete(table, &msg->tid) == TM_Ok;
+
 	dgen_table_close(table);
 	CommandCounterIncrement();
-	return found;
+	return taken;
 }
 
 static void
-handle_message(DgenModule *module, DgenMessage *msg)
+fill_activation(DgenActivation *act, DgenModule *module, DgenMessage *msg)
 {
-	DgenTable  *table = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
-	DgenActivation act = {0};
-
-	(void) dgen_lease_take(msg->hash, true);
-	dgen_ring_at_end(module, msg->hash);
-	act.server = dgen_server_read(table, msg->server, msg->hash, NULL);
-	dgen_server_check_snapshot(act.server);
-	act.module = module;
-	act.identity = DGEN_AS_OWNER;
-	act.callback = msg->kind == 'c' ? DGEN_HANDLE_CAST :
+	memset(act, 0, sizeof(DgenActivation));
+	act->module = module;
+	act->identity = DGEN_AS_OWNER;
+	act->callback = msg->kind == 'c' ? DGEN_HANDLE_CAST :
 		msg->kind == 'r' ? DGEN_HANDLE_CALL : DGEN_HANDLE_INFO;
-	act.kind = msg->kind == 'c' ? "cast" : msg->kind == 'r' ? "request" :
+	act->kind = msg->kind == 'c' ? "cast" : msg->kind == 'r' ? "request" :
 		msg->kind == 'p' ? "reply" : "info";
-	act.message = msg->message;
-	act.context = msg->context;
-	act.sender = msg->sender;
-	act.sender_role = msg->sender_role;
-	act.message_vsn = msg->vsn;
-	act.request_id = msg->kind == 'r' ? msg->id : 0;
-	if (module->ephemeral)
-		act.server->active = false;
-	PushActiveSnapshot(GetTransactionSnapshot());
-	dgen_activation_run(&act);
-	PopActiveSnapshot();
-	if (act.outcome == DGEN_REJECTED || act.outcome == DGEN_RETRY_LATER)
+	act->message = msg->message;
+	act->context = msg->context;
+	act->sender = msg->sender;
+	act->sender_role = msg->sender_role;
+	act->message_vsn = msg->vsn;
+	act->request_id = msg->kind == 'r' ? msg->id : 0;
+}
+
+/* Give a request its reply, or its place; complain of a message that will not be handled. */
+static void
+finish_message(DgenActivation *act, DgenMessage *msg)
+{
+	if (act->outcome == DGEN_REJECTED || act->outcome == DGEN_RETRY_LATER)
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_REFUSED),
-				 act.outcome == DGEN_REJECTED ?
-				 errmsg("server \"%s\" rejected the message: %s", msg->server, act.reason) :
+				 act->outcome == DGEN_REJECTED ?
+				 errmsg("server \"%s\" rejected the message: %s", msg->server, act->reason) :
 				 errmsg("server \"%s\" asked for the message to be tried later", msg->server)));
-	if (act.outcome == DGEN_HANDLED && msg->kind == 'r' && act.replied)
-		dgen_request_reply(module, msg, act.reply, NULL);
-	else if (act.outcome == DGEN_HANDLED && msg->kind == 'r')
-		dgen_deferred_request(module, msg);
-	if (!module->ephemeral)
-		dgen_server_write(table, act.server, NULL);
+	if (act->outcome == DGEN_HANDLED && msg->kind == 'r' && act->replied)
+		dgen_request_reply(act->module, msg, act->reply, NULL);
+	else if (act->outcome == DGEN_HANDLED && msg->kind == 'r')
+		dgen_deferred_request(act->module, msg);
+}
+
+/*
+ * Handle one message in this transaction; the server's lease is held.  Raises
+ * what its handler raises.
+ */
+void
+dgen_handle_now(DgenModule *module, DgenMessage *msg)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
+	DgenServer *server = dgen_batch_server(msg->server);
+	DgenActivation act;
+
+	if (server == NULL)
+		server = dgen_server_read(table, msg->server, msg->hash, NULL);
+	else
+		dgen_server_save(server);
+	dgen_server_check_snapshot(server);
+	if (take_message(msg) && msg->expires_at > GetCurrentTimestamp())
+	{
+		fill_activation(&act, module, msg);
+		act.server = server;
+		if (module->ephemeral)
+			server->active = false;
+		PushActiveSnapshot(GetTransactionSnapshot());
+		dgen_activation_run(&act);
+		PopActiveSnapshot();
+		finish_message(&act, msg);
+		dgen_attempt_delete(msg->id);
+		dgen_batch_keep(server);
+		if (module->ephemeral)
+			server->dirty = server->state_changed = server->erased = false;
+		dgen_server_write(table, server, NULL);
+	}
 	dgen_table_close(table);
 }
 
@@ -109,10 +142,12 @@ drain(int64 hash)
 			continue;
 		module = dgen_module_by_id(one.module_id);
 		dgen_mailbox_forget_sent(one.id);
-		if (module == NULL || !take_message(&one, &msg))
+		if (module == NULL || !find_message(&one, &msg))
 			continue;
 		dgen_module_check_running(module);
-		handle_message(module, &msg);
+		(void) dgen_lease_take(msg.hash, true);
+		dgen_ring_at_end(module, msg.hash);
+		dgen_handle_now(module, &msg);
 		handled++;
 	}
 	return handled;

@@ -10,7 +10,8 @@
  * the caller, or with a savepoint.  The lease is let go after the commit, and
  * the server is then rung for what its worker had to put off.
  *
- * It is no message: it overtakes other senders, but never its own.
+ * It is no message: it overtakes other senders, but never its own, whose
+ * earlier messages it handles first.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,8 +23,7 @@
 #include "storage/proc.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-#include "utils/timeout.h"
-#include "utils/wait_event.h"
+#include "utils/resowner.h"
 
 /* ---------------------------------------------------------------- checks */
 
@@ -74,84 +74,106 @@ check_cycle(const DgenAddress *to)
 			 errhint("Use dgen.cast(), which is handled afterwards.")));
 }
 
-/* Is there a committed message of this sender in the mailbox? */
-static bool
-has_own_messages(const DgenAddress *to, const char *sender)
+static void
+would_overtake(const DgenAddress *to, const char *problem, const char *hint)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DGEN_WOULD_OVERTAKE),
+			 errmsg("invoke would overtake earlier messages of the same sender to server \"%s\"",
+					to->text),
+			 errdetail_internal("%s", problem),
+			 errhint("%s", hint)));
+}
+
+/* The committed messages of a sender in a mailbox, in order of id. */
+static List *
+own_messages(const DgenAddress *to, const char *sender)
 {
 	DgenTable  *table = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
+	List	   *own = NIL;
 	ScanKeyData key;
 	DgenScan   *scan;
 	HeapTuple	tuple;
-	bool		found = false;
 
 	dgen_key_int8(&key, 1, to->hash, BTEqualStrategyNumber);
 	scan = dgen_scan_begin(table, DGEN_I_MESSAGE_MAILBOX, NULL, 1, &key);
-	while (!found && (tuple = dgen_scan_next(scan)) != NULL)
+	while ((tuple = dgen_scan_next(scan)) != NULL)
 	{
 		bool		isnull;
 		char	   *its = TextDatumGetCString(heap_getattr(tuple, 11,
 														   RelationGetDescr(table->rel), &isnull));
 
-		found = strcmp(its, sender) == 0;
+		if (strcmp(its, sender) == 0)
+		{
+			DgenMessage *msg = palloc(sizeof(DgenMessage));
+
+			dgen_message_deform(tuple, RelationGetDescr(table->rel), 0, msg);
+			if (strcmp(msg->server, to->text) == 0)
+				own = lappend(own, msg);
+		}
+		pfree(its);
 		CHECK_FOR_INTERRUPTS();
 	}
 	dgen_scan_end(scan);
 	dgen_table_close(table);
-	return found;
-}
-
-static void
-would_overtake(const DgenAddress *to, bool committed)
-{
-	if (committed)
-		dgen_batch_overtakes();
-	ereport(ERROR,
-			(errcode(ERRCODE_DGEN_WOULD_OVERTAKE),
-			 errmsg("invoke would overtake earlier messages of the same sender to server \"%s\"",
-					to->text),
-			 committed ? errhint("It is tried again when they have been handled.") :
-			 errhint("COMMIT before it, so that they are handled first.")));
+	list_sort(own, dgen_message_compare);
+	return own;
 }
 
 /*
- * Own messages come first.  Those of this transaction never will be handled
- * before it ends; committed ones will, so a client waits for them, and a
- * handler's activation is tried again.
+ * Handle the sender's earlier messages first, in this transaction; the lease
+ * is held.  To wait for a worker to do it would invite deadlocks that nobody
+ * sees: each of two servers waiting for its own message behind the other's
+ * activation.  If one fails, it is the worker's to count, and the invoke
+ * cannot be.
  */
 static void
-wait_for_own_messages(const DgenAddress *to)
+handle_own_messages(DgenModule *module, const DgenAddress *to)
 {
-	TimestampTz deadline = GetCurrentTimestamp() + INT64CONST(5000000);
+	const char *sender = dgen_scope ? dgen_scope->server : dgen_session_id();
+	MemoryContext old = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	List	   *own;
+	ListCell   *lc;
 
-	if (dgen_mailbox_sent_uncommitted(to->hash))
-		would_overtake(to, false);
-	if (dgen_scope != NULL)
-	{
-		if (has_own_messages(to, dgen_scope->server))
-			would_overtake(to, true);
+	if (dgen_scope == NULL && !dgen_mailbox_may_have_sent(to->hash))
 		return;
-	}
-	if (get_timeout_active(STATEMENT_TIMEOUT))
-		deadline = Min(deadline, get_timeout_finish_time(STATEMENT_TIMEOUT) - 50000);
-	while (dgen_mailbox_may_have_sent(to->hash) && has_own_messages(to, dgen_session_id()))
+	own = own_messages(to, sender);
+	if (own == NIL)
+		return;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(old);
+	PG_TRY();
 	{
-		if (GetCurrentTimestamp() >= deadline)
-			ereport(ERROR,
-					(errcode(ERRCODE_DGEN_TIMEOUT),
-					 errmsg("invoke of server \"%s\" timed out", to->text),
-					 errdetail("Earlier messages of this session to it have not been handled. Nothing happened."),
-					 errhint("See dgen.messages for what holds them up.")));
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 5,
-						 PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
+		foreach(lc, own)
+			dgen_handle_now(module, lfirst(lc));
+		ReleaseCurrentSubTransaction();
 	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(old);
+		edata = CopyErrorData();
+		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED ||
+			dgen_error_fault(edata->sqlerrcode) == DGEN_FAULT_CONFLICT)
+			PG_RE_THROW();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		CurrentResourceOwner = owner;
+		dgen_batch_overtakes();
+		would_overtake(to, psprintf("One of them failed: %s", edata->message),
+					   "See dgen.messages; it is tried again, and may end as a dead letter.");
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	CurrentResourceOwner = owner;
 }
 
 /*
- * A message that backs off does not stand in an invoke's way: it is another
- * sender's, or wait_for_own_messages() would have seen it.  If it did, two
- * servers that call each other could hold each other up for ever.
+ * A message that backs off does not stand in an invoke's way, as it is another
+ * sender's.  If it did, two servers that call each other could hold each
+ * other up for ever.
  */
 static void
 check_available(DgenServer *server)
@@ -263,7 +285,9 @@ dgen_invoke_call(const DgenAddress *to, Jsonb *request, bool inlined)
 	else
 	{
 		dgen_check_isolation(module);
-		wait_for_own_messages(to);
+		if (dgen_mailbox_sent_uncommitted(to->hash))
+			would_overtake(to, "They are this transaction's, which has not committed.",
+						   "COMMIT before it, so that they are handled first.");
 	}
 
 	dgen_batch_flush();
@@ -271,6 +295,8 @@ dgen_invoke_call(const DgenAddress *to, Jsonb *request, bool inlined)
 	(void) dgen_lease_take(to->hash, true);
 	if (dgen_batch_server(to->text) == NULL)
 		dgen_ring_at_end(module, to->hash);
+	if (!inlined)
+		handle_own_messages(module, to);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	reply = activate(module, to, request);
 	PopActiveSnapshot();

@@ -103,6 +103,16 @@ dgen_message_deform(HeapTuple tuple, TupleDesc desc, int skip, DgenMessage *msg)
 	msg->message = (Jsonb *) PG_DETOAST_DATUM_COPY(v[14]);
 }
 
+/* For list_sort() of DgenMessages: in the order in which they were sent. */
+int
+dgen_message_compare(const ListCell *a, const ListCell *b)
+{
+	int64		x = ((DgenMessage *) lfirst(a))->id;
+	int64		y = ((DgenMessage *) lfirst(b))->id;
+
+	return (x > y) - (x < y);
+}
+
 /* ---------------------------------------------------------------- senders */
 
 /* This session, as senders are named: like log_line_prefix's %c. */
