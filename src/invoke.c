@@ -128,19 +128,12 @@ own_messages(const DgenAddress *to, const char *sender)
  * cannot be.
  */
 static void
-handle_own_messages(DgenModule *module, const DgenAddress *to)
+handle_in_subtransaction(DgenModule *module, const DgenAddress *to, List *own)
 {
-	const char *sender = dgen_scope ? dgen_scope->server : dgen_session_id();
 	MemoryContext old = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	List	   *own;
 	ListCell   *lc;
 
-	if (dgen_scope == NULL && !dgen_mailbox_may_have_sent(to->hash))
-		return;
-	own = own_messages(to, sender);
-	if (own == NIL)
-		return;
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(old);
 	PG_TRY();
@@ -168,6 +161,19 @@ handle_own_messages(DgenModule *module, const DgenAddress *to)
 	PG_END_TRY();
 	MemoryContextSwitchTo(old);
 	CurrentResourceOwner = owner;
+}
+
+static void
+handle_own_messages(DgenModule *module, const DgenAddress *to)
+{
+	List	   *own;
+
+	/* a session that never sent there need not look */
+	if (dgen_scope == NULL && !dgen_mailbox_may_have_sent(to->hash))
+		return;
+	own = own_messages(to, dgen_scope ? dgen_scope->server : dgen_session_id());
+	if (own != NIL)
+		handle_in_subtransaction(module, to, own);
 }
 
 /*
