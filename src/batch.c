@@ -556,7 +556,7 @@ static bool
 plan_retry(Batch *b)
 {
 	DgenInterrupt why = dgen_worker_interrupted();
-	int			failed = b->current >= 0 ? b->current : (b->nitems == 1 ? 0 : -1);
+	int			failed = b->current >= 0 ? b->current : (b->nrun == 1 && b->nitems == 1 ? 0 : -1);
 	BatchItem	item;
 	BatchItemId id;
 
@@ -564,8 +564,11 @@ plan_retry(Batch *b)
 		dgen_my_slot->conflicts++;
 	if (failed < 0)
 	{
-		/* at the commit of a company, or before any handler ran */
-		if (is_conflict(b) && b->conflicts++ < DGEN_MAX_CONFLICTS)
+		/*
+		 * At the commit of a company (then one at a time, to learn whose
+		 * fault it is), or before any handler ran.
+		 */
+		if ((is_conflict(b) || b->nrun > 0) && b->conflicts++ < DGEN_MAX_CONFLICTS)
 		{
 			pause_after_conflict(b);
 			b->mode = BATCH_ALL;

@@ -448,6 +448,7 @@ typedef struct DgenDatabase
 	pg_atomic_uint64 next_due;	/* TimestampTz when the keeper must look again */
 	pg_atomic_uint32 resweep;	/* work was not queued for want of room */
 	pg_atomic_uint32 place_wanted;	/* a pool waits while others hold all places */
+	pg_atomic_uint64 unannounced;	/* lowest request whose reply's NOTIFY was put off, or 0 */
 	slock_t		id_lock;		/* protects the next two */
 	int64		next_id;		/* the next message id to draw; 0: none reserved */
 	int64		id_limit;		/* the last one of the reserved block */
@@ -685,6 +686,10 @@ typedef struct DgenServer
 	char	   *stop_reason;
 	char	   *vsn;
 	Jsonb	   *state;			/* NULL: SQL null */
+	Jsonb	   *attributes;		/* in their table, if they are known; NULL: no row */
+	ItemPointerData attributes_tid;
+	bool		attributes_known;
+	uint64		attributes_version; /* of the modules, when they were */
 	bool		dirty;			/* must be written */
 	bool		state_changed;
 	bool		read;			/* state was shown to a handler */
@@ -829,6 +834,22 @@ extern void dgen_activation_start(DgenActivation *act, Jsonb *args);
 extern void dgen_activation_stop(DgenModule *module, DgenServer *server, const char *reason);
 extern void dgen_activation_set_state(DgenActivation *act, Jsonb *state);
 
+/* ------------------------------------------------------------ attributes.c
+ *
+ * The indexed part of the states, in one table a module: see its header.
+ */
+#define DGEN_ATTRIBUTES_PREFIX "attributes_"	/* and the module's id */
+
+extern Oid	dgen_attributes_table(int32 module_id);	/* InvalidOid: there is none */
+/* the state has changed or is gone; own lease held, dgen.server locked to write */
+extern void dgen_attributes_update(DgenModule *module, DgenServer *server, DgenIdentity identity);
+extern int64 dgen_attributes_fill(DgenModule *module);
+
+/* -------------------------------------------------------- attributes_api.c */
+extern void dgen_attributes_settle(DgenModule *module, bool created);	/* its row is written */
+extern void dgen_attributes_drop(DgenModule *module, bool cascade);
+extern void dgen_attributes_adopt(void);
+
 /* ------------------------------------------------------------------ call.c */
 typedef enum DgenCallState
 {
@@ -939,6 +960,7 @@ extern int64 dgen_letter_erase(DgenModule *module, const DgenAddress *address);
 extern void dgen_check_message(DgenModule *module, const DgenAddress *to, const char *kind, Jsonb *message);
 
 /* ----------------------------------------------------------------- reply.c */
+extern void dgen_reply_announce_rest(void); /* keeper, in a transaction */
 extern Jsonb *dgen_reply_by_key(const char *server, const char *key, int64 *request_hash);
 extern void dgen_reply_store(DgenModule *module, int64 id, const char *server, const char *request_key,
 							 int64 request_hash, const char *sender_role, Jsonb *reply, Jsonb *error);

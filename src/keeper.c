@@ -325,6 +325,7 @@ feed(void)
 	last = dgen_last_message_id();
 	pg_memory_barrier();
 	limit = Min(dgen_bounds_limit(dgen_bounds_read(), 0), last + 1);
+	dgen_reply_announce_rest();
 	CommitTransactionCommand();
 
 	/* somebody found no room; a sweep that is under way comes to an end first */

@@ -13,6 +13,7 @@
  */
 #include "batch.h"
 
+#include "access/htup_details.h"
 #include "access/skey.h"
 #include "commands/async.h"
 #include "utils/fmgrprotos.h"
@@ -154,16 +155,81 @@ reply_by_info(DgenMessage *msg, Jsonb *reply, Jsonb *error)
 	dgen_mailbox_send(module, &info, 1);
 }
 
-/* Announce a reply, unless the queue of notifications is filling up. */
+static bool
+queue_is_filling(void)
+{
+	return DatumGetFloat8(DirectFunctionCall1(pg_notification_queue_usage, (Datum) 0)) > 0.5;
+}
+
 static void
-announce(int64 id)
+notify_reply(int64 id)
 {
 	char		payload[32];
 
-	if (DatumGetFloat8(DirectFunctionCall1(pg_notification_queue_usage, (Datum) 0)) > 0.5)
-		return;
 	snprintf(payload, sizeof(payload), INT64_FORMAT, id);
 	Async_Notify(REPLY_CHANNEL, payload);
+}
+
+/*
+ * Announce a reply.  While a listener that does not read lets the queue fill
+ * up, that is left to the keeper: a full queue fails every commit that
+ * notifies.
+ */
+static void
+announce(int64 id)
+{
+	DgenDatabase *db = dgen_database(MyDatabaseId, false);
+	uint64		lowest;
+
+	if (!queue_is_filling() || db == NULL)
+	{
+		notify_reply(id);
+		return;
+	}
+	lowest = pg_atomic_read_u64(&db->unannounced);
+	while ((lowest == 0 || lowest > (uint64) id) &&
+		   !pg_atomic_compare_exchange_u64(&db->unannounced, &lowest, (uint64) id))
+		;
+}
+
+/*
+ * The keeper announces what was left to it, once the queue has room.  Some
+ * may be announced twice, which listeners must stand anyway.
+ */
+void
+dgen_reply_announce_rest(void)
+{
+	DgenDatabase *db = dgen_database(MyDatabaseId, false);
+	uint64		lowest = db ? pg_atomic_read_u64(&db->unannounced) : 0;
+	DgenTable  *table;
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+	bool		isnull;
+
+	if (lowest == 0 || queue_is_filling())
+		return;
+	pg_atomic_compare_exchange_u64(&db->unannounced, &lowest, 0);
+	table = dgen_table_open(DGEN_T_REPLY, AccessShareLock);
+	dgen_key_int8(&key, 1, (int64) lowest, BTGreaterEqualStrategyNumber);
+	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
+	while ((tuple = dgen_scan_next(scan)) != NULL)
+	{
+		int64		id = DatumGetInt64(heap_getattr(tuple, COL_ID + 1,
+													RelationGetDescr(table->rel), &isnull));
+
+		if (queue_is_filling())
+		{
+			announce(id);		/* goes on from here later */
+			break;
+		}
+		/* not the kept replies of calls */
+		if (heap_attisnull(tuple, COL_KEY + 1, RelationGetDescr(table->rel)))
+			notify_reply(id);
+		CHECK_FOR_INTERRUPTS();
+	}
+	dgen_scan_end(scan);
+	dgen_table_close(table);
 }
 
 /* Exactly one of reply and error answers a request, whoever sent it. */

@@ -83,6 +83,7 @@ init_control(void)
 		pg_atomic_init_u64(&db->next_due, (uint64) DT_NOEND);
 		pg_atomic_init_u32(&db->resweep, 0);
 		pg_atomic_init_u32(&db->place_wanted, 0);
+		pg_atomic_init_u64(&db->unannounced, 0);
 		SpinLockInit(&db->id_lock);
 	}
 	for (int i = 0; i < DGEN_MAX_POOLS; i++)
@@ -211,6 +212,7 @@ dgen_database(Oid database, bool create)
 		pg_atomic_write_u64(&db->next_due, (uint64) DT_NOEND);
 		pg_atomic_write_u32(&db->resweep, 0);
 		pg_atomic_write_u32(&db->place_wanted, 0);
+		pg_atomic_write_u64(&db->unannounced, 0);
 		db->database = database;
 		found = db;
 	}
