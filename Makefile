@@ -4,6 +4,7 @@
 #   make check             all tests, in private throwaway clusters
 #   make check-long        the tests that take long
 #   make demo, demo-stop   a small ledger on a private throwaway cluster
+#   make bench             the benchmarks, in private throwaway clusters
 #   make dist              the release archive
 
 EXTENSION  = dgen
@@ -16,7 +17,7 @@ top := $(or $(VPATH),$(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST)))))
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(top)/dgen.control)
 
 # Goals that must work before PostgreSQL is installed
-OWN_GOALS = check check-long demo demo-stop dist
+OWN_GOALS = check check-long demo demo-stop bench dist
 
 ifneq (,$(filter $(OWN_GOALS),$(MAKECMDGOALS)))
 
@@ -34,6 +35,9 @@ demo:
 demo-stop:
 	@$(top)/examples/ledger/demo stop
 
+bench:
+	@$(top)/bench/run
+
 dist:
 	git -C $(top) archive --format zip --prefix=dgen-$(EXTVERSION)/ -o dgen-$(EXTVERSION).zip HEAD
 
@@ -46,7 +50,7 @@ else
 OBJS = $(sort $(patsubst $(top)/%.c,%.o,$(wildcard $(top)/src/*.c)))
 
 # The install script is made of these, in this order
-SQL_PARTS = header tables module message request server lifecycle views grants
+SQL_PARTS = header tables patch module attributes message request server lifecycle views grants
 
 DATA_built  = sql/dgen--$(EXTVERSION).sql
 DATA        = $(patsubst $(top)/%,%,$(wildcard $(top)/sql/dgen--*--*.sql))

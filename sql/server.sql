@@ -22,7 +22,7 @@ CREATE FUNCTION dgen.kill(server text, reason text DEFAULT 'killed')
 RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'dgen_kill';
 COMMENT ON FUNCTION dgen.kill(text, text) IS
-'end a server''s incarnation without its terminate, and drop its state; its messages are kept; false if none was alive';
+'end a server''s incarnation and drop its state; its messages are kept; false if none was alive';
 
 CREATE FUNCTION dgen.delete(server text, tombstone interval DEFAULT NULL)
 RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE

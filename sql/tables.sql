@@ -86,11 +86,25 @@ CREATE TABLE dgen.server (
 	suspended_by text COLLATE "C",
 	stop_reason text COLLATE "C",
 	vsn text COLLATE "C",
-	state jsonb,
+	state jsonb,						-- as of base_version
+	base_version bigint NOT NULL,
+	patch_bytes bigint NOT NULL,		-- of dgen.patch's rows behind it
 	PRIMARY KEY (server)
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05,
 	autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
 	toast.autovacuum_vacuum_scale_factor = 0.05);
+
+/*
+ * What changed in a large state since base_version, a row a version; folded
+ * into the row's state when it amounts to a part of that.
+ */
+CREATE TABLE dgen.patch (
+	server text COLLATE "C" NOT NULL,
+	version bigint NOT NULL,
+	patch jsonb NOT NULL,
+	PRIMARY KEY (server, version)
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000,
+	autovacuum_vacuum_cost_delay = 0);
 
 /*
  * The mailbox.  Rows are only ever inserted and deleted.  hash is that of the

@@ -19,10 +19,10 @@ AS 'MODULE_PATHNAME', 'dgen_may_read';
 COMMENT ON FUNCTION dgen.may_read(text) IS
 'may the current user see state and messages of this server?';
 
-CREATE FUNCTION dgen.masked_state(server text, state jsonb)
+CREATE FUNCTION dgen.masked_state(server text, base jsonb, base_version bigint, version bigint)
 RETURNS jsonb LANGUAGE c STABLE PARALLEL UNSAFE COST 100
 AS 'MODULE_PATHNAME', 'dgen_masked_state';
-COMMENT ON FUNCTION dgen.masked_state(text, jsonb) IS
+COMMENT ON FUNCTION dgen.masked_state(text, jsonb, bigint, bigint) IS
 'a state as the module''s format_status shows it, or as it is where there is none; null for those who may not read it';
 
 CREATE FUNCTION dgen.masked_message(server text, message jsonb)
@@ -80,7 +80,7 @@ CREATE VIEW dgen.servers WITH (security_barrier) AS
 		s.failing,
 		s.incarnation,
 		s.version,
-		dgen.masked_state(s.server, s.state) AS state,
+		dgen.masked_state(s.server, s.state, s.base_version, s.version) AS state,
 		pg_column_size(s.state) AS state_size,
 		s.vsn,
 		s.started_at,

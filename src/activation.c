@@ -43,26 +43,13 @@ check_state_size(DgenModule *module, DgenServer *server, Size old_size)
 				 errhint("Keep large data in a table of your own.")));
 }
 
-/*
- * A new state: checked by size and by the module's validate.  server->state
- * changes; the row is the caller's to write.
- */
-void
-dgen_activation_set_state(DgenActivation *act, Jsonb *state)
+static void
+validate_state(DgenActivation *act)
 {
 	DgenServer *server = act->server;
-	Size		old_size = server->state ? VARSIZE(server->state) : 0;
 	DgenScope	scope = {0};
 	DgenResult	result;
 	NullableDatum arg;
-
-	server->read = true;
-	if (same_jsonb(server->state, state))
-		return;
-	server->state = state;
-	server->dirty = true;
-	server->state_changed = true;
-	check_state_size(act->module, server, old_size);
 
 	if (!act->module->callbacks[DGEN_VALIDATE].present &&
 		!act->module->callbacks[DGEN_VALIDATE].fault)
@@ -71,7 +58,7 @@ dgen_activation_set_state(DgenActivation *act, Jsonb *state)
 	scope.server = server->address;
 	scope.hash = server->hash;
 	scope.kind = "validate";
-	arg.value = JsonbPGetDatum(state);
+	arg.value = JsonbPGetDatum(server->state);
 	arg.isnull = false;
 	dgen_handler_run(&scope, DGEN_VALIDATE, act->identity, 1, &arg, &result);
 	if (result.is_null || !DatumGetBool(result.value))
@@ -81,6 +68,28 @@ dgen_activation_set_state(DgenActivation *act, Jsonb *state)
 				 errdetail("Callback validate of module \"%s\" returned %s.",
 						   act->module->name, result.is_null ? "null" : "false"),
 				 errhint("The state is as it was before. Try the message by dgen.try().")));
+}
+
+/*
+ * A new state: checked by size and by the module's validate.  server->state
+ * changes; the row is the caller's to write.  Attributes are written here, so
+ * that a value that is not unique fails this activation.
+ */
+void
+dgen_activation_set_state(DgenActivation *act, Jsonb *state)
+{
+	DgenServer *server = act->server;
+	Size		old_size = server->state ? VARSIZE(server->state) : 0;
+
+	server->read = true;
+	if (same_jsonb(server->state, state))
+		return;
+	server->state = state;
+	server->dirty = true;
+	server->state_changed = true;
+	check_state_size(act->module, server, old_size);
+	validate_state(act);
+	dgen_attributes_update(act->module, server, act->identity);
 }
 
 static void
@@ -152,7 +161,10 @@ dgen_activation_stop(DgenModule *module, DgenServer *server, const char *reason)
 	server->stop_reason = pstrdup(reason);
 	server->dirty = true;
 	if (module->delete_on_stop || module->ephemeral)
+	{
 		server->state = NULL;
+		dgen_attributes_update(module, server, DGEN_AS_OWNER);
+	}
 	if (module->delete_on_stop && !server->suspended && !server->failing)
 		server->erased = true;
 }

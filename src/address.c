@@ -116,6 +116,11 @@ dgen_address(PG_FUNCTION_ARGS)
 				 errmsg("parts of an address must not be null")));
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	if (strchr(buf.data, '/') != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_ADDRESS),
+				 errmsg("module name \"%s\" contains \"/\"", buf.data),
+				 errhint("Pass the parts of the key as further arguments.")));
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), TEXTOID, -1, false, TYPALIGN_INT,
 					  &parts, &nulls, &nparts);
 	for (int i = 0; i < nparts; i++)

@@ -36,14 +36,15 @@ typedef enum Subject
 	SUBJECT_EVERYTHING
 } Subject;
 
-/* a module that this transaction has resumed */
-typedef struct Resumed
+/* a module that this transaction has resumed, or a server that it has stopped */
+typedef struct Change
 {
 	Oid			owner;
 	int32		module_id;
-} Resumed;
+	int64		hash;			/* 0: the module was resumed */
+} Change;
 
-static List *resumed = NIL;		/* in TopTransactionContext, entries too */
+static List *changes = NIL;		/* in TopTransactionContext, entries too */
 
 PG_FUNCTION_INFO_V1(dgen_start);
 PG_FUNCTION_INFO_V1(dgen_stop);
@@ -116,6 +117,22 @@ dgen_admin_close(DgenTable *table, DgenServer *server)
 	dgen_batch_keep(server);
 	dgen_server_write(table, server, NULL);
 	dgen_table_close(table);
+}
+
+/* Something to be told to others when this transaction commits. */
+static void
+remember_change(DgenModule *module, int64 hash)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+	Change	   *entry = palloc(sizeof(Change));
+
+	/* the callback must find the area of calls attached */
+	(void) dgen_dsa();
+	entry->owner = module->owner;
+	entry->module_id = module->id;
+	entry->hash = hash;
+	changes = lappend(changes, entry);
+	MemoryContextSwitchTo(old);
 }
 
 /* A string that lives as long as the server's struct, which may be a batch's. */
@@ -218,8 +235,6 @@ check_startable(DgenModule *module, DgenServer *server)
 						   server->suspended_by ? server->suspended_by : "an operator"),
 				 errhint("Run SELECT dgen.resume(%s).", quote_literal_cstr(server->address))));
 	dgen_module_check_running(module);
-	if (!dgen_inline)
-		dgen_check_isolation(module);
 }
 
 /* Run init here and now, as the module's owner, with the caller as its sender. */
@@ -306,8 +321,11 @@ stop_server(FunctionCallInfo fcinfo, const char *reason, bool forget)
 	if (was_active)
 	{
 		dgen_activation_stop(module, server, reason);
+		remember_change(module, server->hash);
 		if (forget)
 			server->state = NULL;
+		if (server->state == NULL)
+			dgen_attributes_update(module, server, DGEN_AS_OWNER);
 	}
 	dgen_admin_close(table, server);
 	return was_active;
@@ -383,8 +401,10 @@ dgen_delete(PG_FUNCTION_ARGS)
 	server = dgen_admin_open(module, &address, &table);
 	found = server->exists && server->tombstone_until == 0;
 	found |= dgen_letter_erase(module, &address) > 0;
+	remember_change(module, server->hash);
 
 	erase_server(server);
+	dgen_attributes_update(module, server, DGEN_AS_OWNER);
 	server->tombstone_until = tombstone_until;
 	server->erased = tombstone_until == 0;
 	server->dirty = true;
@@ -536,17 +556,8 @@ resume_server(FunctionCallInfo fcinfo)
 static void
 resume_module(DgenModule *module)
 {
-	MemoryContext old;
-	Resumed    *entry;
-
-	if (!dgen_module_resume(module))
-		return;
-	old = MemoryContextSwitchTo(TopTransactionContext);
-	entry = palloc(sizeof(Resumed));
-	entry->owner = module->owner;
-	entry->module_id = module->id;
-	resumed = lappend(resumed, entry);
-	MemoryContextSwitchTo(old);
+	if (dgen_module_resume(module))
+		remember_change(module, 0);
 }
 
 /* Resuming does not mend callbacks that belong to the wrong role. */
@@ -593,8 +604,35 @@ dgen_resume(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+static void
+tell_changes(void)
+{
+	DgenDatabase *db = dgen_database(MyDatabaseId, false);
+	bool		resumed = false;
+	ListCell   *lc;
+
+	foreach(lc, changes)
+	{
+		Change	   *entry = lfirst(lc);
+
+		if (entry->hash != 0)
+			dgen_ready_stop_calls(MyDatabaseId, entry->owner, entry->module_id, entry->hash);
+		else
+		{
+			dgen_ready_ring_module(MyDatabaseId, entry->owner, entry->module_id);
+			resumed = true;
+		}
+	}
+	if (!resumed)
+		return;
+	if (db != NULL)
+		pg_atomic_write_u32(&db->resweep, 1);
+	dgen_wake_keeper(MyDatabaseId, GetCurrentTimestamp());
+}
+
 /*
- * At the end of a transaction: servers of the modules that it resumed go on.
+ * At the end of a transaction: servers of the modules that it resumed go on,
+ * and calls that wait for a server that it stopped are told so.
  * Those that calls wait for are parked and rung here; those with messages are
  * found by the keeper.  Must not raise.  A prepared transaction rings nobody
  * when it commits: then a ring by the next call or message does.  A resume
@@ -605,22 +643,9 @@ dgen_admin_xact_callback(XactEvent event)
 {
 	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
 		return;
-	if (resumed != NIL && event == XACT_EVENT_COMMIT)
-	{
-		DgenDatabase *db = dgen_database(MyDatabaseId, false);
-		ListCell   *lc;
-
-		foreach(lc, resumed)
-		{
-			Resumed    *entry = lfirst(lc);
-
-			dgen_ready_ring_module(MyDatabaseId, entry->owner, entry->module_id);
-		}
-		if (db != NULL)
-			pg_atomic_write_u32(&db->resweep, 1);
-		dgen_wake_keeper(MyDatabaseId, GetCurrentTimestamp());
-	}
-	resumed = NIL;
+	if (changes != NIL && event == XACT_EVENT_COMMIT)
+		tell_changes();
+	changes = NIL;
 }
 
 /* ---------------------------------------------------------------- state */

@@ -58,7 +58,7 @@ dgen_batch_flush(void)
 		if (!server->dirty)
 			continue;
 		dgen_server_save(server);
-		dgen_server_write(active->server_rows, server, GetTransactionSnapshot());
+		dgen_server_write(active->server_rows, server, GetActiveSnapshot());
 	}
 }
 
@@ -226,16 +226,17 @@ publish_vxid(Batch *b)
 	}
 }
 
-/* All calls of the batch get one error: their module is gone. */
+/* The module is gone: so are its servers. */
 static void
-answer_all(Batch *b, int sqlerrcode, const char *message)
+answer_module_dropped(Batch *b)
 {
-	DgenError	err = {sqlerrcode, unconstify(char *, message)};
-
 	for (int i = 0; i < b->ncalls; i++)
 	{
+		DgenError	err = {ERRCODE_DGEN_NO_MODULE};
+
 		if (b->calls[i].answered || !dgen_call_begin(b->calls[i].call))
 			continue;
+		err.message = psprintf("module of server \"%s\" was dropped", b->calls[i].call->data);
 		dgen_call_put_error(b->calls[i].call, &err);
 		dgen_batch_answer(b, i);
 	}
@@ -251,7 +252,7 @@ module_is_ready(Batch *b)
 
 	if (b->module == NULL)
 	{
-		answer_all(b, ERRCODE_DGEN_NO_MODULE, "module was dropped");
+		answer_module_dropped(b);
 		return false;
 	}
 	if (b->module->suspended)
@@ -263,6 +264,9 @@ module_is_ready(Batch *b)
 		b->leases[i].more = false;
 		b->leases[i].park_until = wait;
 	}
+	/* what made it ready again may ring nobody: callers look again by themselves */
+	for (int i = 0; wait == DT_NOEND && i < b->ncalls; i++)
+		b->leases[b->calls[i].lease].park_until = GetCurrentTimestamp() + INT64CONST(1000000);
 	return wait == 0;
 }
 
@@ -333,6 +337,8 @@ try_body(Batch *b)
 	dgen_worker_prepare_session(b->module_id);
 	begin_transaction(b);
 	b->module = dgen_module_by_id(b->module_id);
+	if (b->module != NULL && b->module->suspended)
+		b->module = dgen_module_reread(b->module);
 	if (b->module != NULL)
 		dgen_module_hold(b->module);
 	publish_vxid(b);
@@ -548,6 +554,95 @@ fail_item(Batch *b, BatchItem *item, DgenInterrupt why)
 		b->leases[i].more = true;
 }
 
+/* Give one entry back, with its calls that nobody answered. */
+static void
+give_back_lease(Batch *b, int lease)
+{
+	DgenTaken  *taken = b->leases[lease].taken;
+	dsa_pointer *link = &taken->calls;
+
+	*link = InvalidDsaPointer;
+	for (int c = 0; c < b->ncalls; c++)
+	{
+		BatchCall  *call = &b->calls[c];
+
+		if (call->lease != lease || call->answered)
+			continue;
+		pg_atomic_write_u32(&call->call->worker_slot, DGEN_NO_SLOT);
+		pg_atomic_write_u64(&call->call->worker_vxid, 0);
+		call->call->next = InvalidDsaPointer;
+		*link = call->self;
+		link = &call->call->next;
+	}
+	dgen_ready_give_back(b->pool, taken, b->leases[lease].more, b->leases[lease].park_until);
+}
+
+/*
+ * Give everything back to the ready queue: calls that nobody answered, and
+ * servers that have more to do.  Also when the worker dies.
+ */
+static void
+give_back(Batch *b)
+{
+	for (int i = 0; i < b->nleases; i++)
+		give_back_lease(b, i);
+	for (int c = 0; c < b->ncalls; c++)
+	{
+		if (b->calls[c].answered)
+			dgen_call_unref(b->calls[c].call, b->calls[c].self);
+	}
+	b->nleases = b->ncalls = 0;
+}
+
+/*
+ * One item runs alone next, perhaps for long: let all others go to whoever is
+ * free.
+ */
+static void
+keep_only(Batch *b, int lease)
+{
+	BatchLease	kept = b->leases[lease];
+	int			ncalls = 0;
+
+	for (int i = 0; i < b->nleases; i++)
+	{
+		b->leases[i].more = true;
+		b->leases[i].park_until = 0;
+		if (i != lease)
+			give_back_lease(b, i);
+	}
+	for (int c = 0; c < b->ncalls; c++)
+	{
+		if (b->calls[c].lease == lease)
+		{
+			b->calls[ncalls] = b->calls[c];
+			b->calls[ncalls++].lease = 0;
+		}
+		else if (b->calls[c].answered)
+			dgen_call_unref(b->calls[c].call, b->calls[c].self);
+	}
+	b->ncalls = ncalls;
+	b->leases[0] = kept;
+	b->nleases = 1;
+}
+
+/* The item that failed in company is next, alone. */
+static void
+plan_alone(Batch *b)
+{
+	b->mode = BATCH_ALONE;
+	b->only[0] = b->failed;
+	b->nonly = 1;
+	for (int i = 0; i < b->nleases; i++)
+	{
+		if (b->leases[i].taken->hash == b->failed_hash)
+		{
+			keep_only(b, i);
+			return;
+		}
+	}
+}
+
 /*
  * Decide what to try next after an abort; false: nothing, give everything
  * back.
@@ -602,13 +697,11 @@ plan_retry(Batch *b)
 		b->nonly = 0;
 		for (int i = 0; i < failed; i++)
 			b->only[b->nonly++] = id_of(b, &b->items[i]);
-		b->mode = failed > 0 ? BATCH_PREFIX : BATCH_ALONE;
+		b->mode = BATCH_PREFIX;
 		b->failed = id;
-		if (b->mode == BATCH_ALONE)
-		{
-			b->only[0] = id;
-			b->nonly = 1;
-		}
+		b->failed_hash = b->leases[item.lease].taken->hash;
+		if (failed == 0)
+			plan_alone(b);
 		return true;
 	}
 	if (is_conflict(b) && b->conflicts++ < DGEN_MAX_CONFLICTS)
@@ -665,41 +758,6 @@ collect_calls(Batch *b)
 	}
 }
 
-/*
- * Give everything back to the ready queue: calls that nobody answered, and
- * servers that have more to do.  Also when the worker dies.
- */
-static void
-give_back(Batch *b)
-{
-	for (int i = 0; i < b->nleases; i++)
-	{
-		BatchLease *lease = &b->leases[i];
-		dsa_pointer *link = &lease->taken->calls;
-
-		*link = InvalidDsaPointer;
-		for (int c = 0; c < b->ncalls; c++)
-		{
-			BatchCall  *call = &b->calls[c];
-
-			if (call->lease != i || call->answered)
-				continue;
-			pg_atomic_write_u32(&call->call->worker_slot, DGEN_NO_SLOT);
-			pg_atomic_write_u64(&call->call->worker_vxid, 0);
-			call->call->next = InvalidDsaPointer;
-			*link = call->self;
-			link = &call->call->next;
-		}
-		dgen_ready_give_back(b->pool, lease->taken, lease->more, lease->park_until);
-	}
-	for (int c = 0; c < b->ncalls; c++)
-	{
-		if (b->calls[c].answered)
-			dgen_call_unref(b->calls[c].call, b->calls[c].self);
-	}
-	b->nleases = b->ncalls = 0;
-}
-
 static Batch batch;
 
 /*
@@ -734,9 +792,7 @@ dgen_batch_serve(int pool, DgenTaken *taken, int n, int32 module_id)
 			drop_module(b);
 			if (b->mode != BATCH_PREFIX)
 				break;
-			b->mode = BATCH_ALONE;
-			b->only[0] = b->failed;
-			b->nonly = 1;
+			plan_alone(b);
 		}
 		else if (!plan_retry(b))
 			break;

@@ -87,6 +87,7 @@ typedef struct Batch
 	int			nonly;			/* of PREFIX; for ALONE 1 */
 	BatchItemId only[DGEN_MAX_BATCH];
 	BatchItemId failed;			/* to be run alone after PREFIX */
+	int64		failed_hash;	/* its server's */
 	int			conflicts;		/* serialization failures in a row */
 	int			ntouched;		/* leases that a failed try took on its way */
 	int64		touched[64];

@@ -298,6 +298,12 @@ check_may_wait(DgenModule *module, const DgenAddress *to)
 				 errmsg("module \"%s\" is not yet committed", module->name),
 				 errdetail("Workers do not see it."),
 				 errhint("COMMIT first.")));
+	if (dgen_lease_held(to->hash))
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_WOULD_OVERTAKE),
+				 errmsg("call to server \"%s\" would wait for this transaction", to->text),
+				 errdetail("This transaction has changed the server, and holds it until it ends."),
+				 errhint("COMMIT first, or use dgen.invoke().")));
 	if (dgen_mailbox_sent_uncommitted(to->hash))
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_WOULD_OVERTAKE),
@@ -401,7 +407,14 @@ wait_on_lock(Outstanding *o, int64 remaining_ms)
 		edata = CopyErrorData();
 		code = edata->sqlerrcode;
 		if (code != ERRCODE_LOCK_NOT_AVAILABLE)
-			PG_RE_THROW();
+		{
+			/* leave the subtransaction, or the caller's would be the wrong one */
+			FlushErrorState();
+			RollbackAndReleaseCurrentSubTransaction();
+			MemoryContextSwitchTo(old);
+			CurrentResourceOwner = owner;
+			ReThrowError(edata);
+		}
 		FlushErrorState();
 		FreeErrorData(edata);
 		/* the outstanding call is not this subtransaction's to give up */
@@ -666,48 +679,70 @@ dgen_call(PG_FUNCTION_ARGS)
 	PG_RETURN_JSONB_P(o != NULL ? await(o) : reply);
 }
 
-/* Wait for one of many calls in a subtransaction, so that its error is a value. */
-static Jsonb *
-await_value(Outstanding *o, DgenError **error)
+/* one server of a multi_call */
+typedef struct OneCall
+{
+	DgenAddress to;
+	Outstanding *call;			/* NULL: answered, or failed */
+	Jsonb	   *reply;
+	DgenError  *error;
+} OneCall;
+
+/* Issue it, or, once issued, wait for it. */
+static void
+step_call(OneCall *one, Jsonb *request, int64 timeout)
+{
+	if (one->call != NULL)
+		one->reply = await(one->call);
+	else
+		one->call = start_call(&one->to, request, timeout, NULL, &one->reply);
+}
+
+/*
+ * Do one step of one of many calls in a subtransaction, so that its error is a
+ * value.  A cancel and a deadlock are everybody's.
+ */
+static void
+step_in_subtransaction(OneCall *one, Jsonb *request, int64 timeout)
 {
 	MemoryContext old = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	List	   *others = list_delete_ptr(list_copy(outstanding), o);
-	Jsonb	   *volatile reply = NULL;
+	List	   *others = list_delete_ptr(list_copy(outstanding), one->call);
 
-	*error = NULL;
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(old);
 	PG_TRY();
 	{
-		reply = await(o);
+		step_call(one, request, timeout);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
 		ErrorData  *edata;
+		MemoryContext top;
 
 		MemoryContextSwitchTo(old);
 		edata = CopyErrorData();
+		FlushErrorState();
+		/* its abort gives up what is outstanding: not the other calls */
+		if (edata->sqlerrcode != ERRCODE_QUERY_CANCELED &&
+			edata->sqlerrcode != ERRCODE_T_R_DEADLOCK_DETECTED)
+			outstanding = NIL;
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(old);
+		CurrentResourceOwner = owner;
 		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED ||
 			edata->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED)
-			PG_RE_THROW();
-		FlushErrorState();
-		*error = dgen_error_copy(edata);
-		/* its abort gives up what is outstanding: not the other calls */
-		outstanding = NIL;
-		RollbackAndReleaseCurrentSubTransaction();
-		{
-			MemoryContext top = MemoryContextSwitchTo(TopMemoryContext);
-
-			outstanding = list_copy(others);
-			MemoryContextSwitchTo(top);
-		}
+			ReThrowError(edata);
+		top = MemoryContextSwitchTo(TopMemoryContext);
+		outstanding = list_copy(others);
+		MemoryContextSwitchTo(top);
+		one->call = NULL;
+		one->error = dgen_error_copy(edata);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(old);
 	CurrentResourceOwner = owner;
-	return reply;
 }
 
 PG_FUNCTION_INFO_V1(dgen_multi_call);
@@ -725,8 +760,7 @@ dgen_multi_call(PG_FUNCTION_ARGS)
 	Datum	   *servers;
 	bool	   *nulls;
 	int			n;
-	Outstanding **calls;
-	Jsonb	  **replies;
+	OneCall    *calls;
 
 	InitMaterializedSRF(fcinfo, 0);
 	if (PG_ARGISNULL(0))
@@ -738,30 +772,31 @@ dgen_multi_call(PG_FUNCTION_ARGS)
 	dgen_check_enabled();
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(0), TEXTOID, -1, false, TYPALIGN_INT,
 					  &servers, &nulls, &n);
-	calls = palloc0(n * sizeof(Outstanding *));
-	replies = palloc0(n * sizeof(Jsonb *));
+	calls = palloc0(Max(n, 1) * sizeof(OneCall));
 	for (int i = 0; i < n; i++)
 	{
-		DgenAddress to;
-
 		if (nulls[i])
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("address of a server must not be null")));
 		dgen_address_parse(VARDATA_ANY(DatumGetPointer(servers[i])),
-						   VARSIZE_ANY_EXHDR(DatumGetPointer(servers[i])), &to);
-		calls[i] = start_call(&to, request, timeout, NULL, &replies[i]);
+						   VARSIZE_ANY_EXHDR(DatumGetPointer(servers[i])), &calls[i].to);
 	}
 	for (int i = 0; i < n; i++)
+		step_in_subtransaction(&calls[i], request, timeout);
+	for (int i = 0; i < n; i++)
 	{
-		DgenError  *error = NULL;
-		Jsonb	   *reply = calls[i] ? await_value(calls[i], &error) : replies[i];
+		OneCall    *one = &calls[i];
 		Datum		row[3];
-		bool		row_nulls[3] = {false, error != NULL, error == NULL};
+		bool		row_nulls[3] = {false};
 
+		if (one->call != NULL)
+			step_in_subtransaction(one, request, timeout);
 		row[0] = servers[i];
-		row[1] = PointerGetDatum(reply);
-		row[2] = error ? PointerGetDatum(dgen_error_to_jsonb(error)) : (Datum) 0;
+		row[1] = PointerGetDatum(one->reply);
+		row_nulls[1] = one->error != NULL;
+		row[2] = one->error ? PointerGetDatum(dgen_error_to_jsonb(one->error)) : (Datum) 0;
+		row_nulls[2] = one->error == NULL;
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row, row_nulls);
 	}
 	return (Datum) 0;

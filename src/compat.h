@@ -26,9 +26,16 @@
 #if PG_VERSION_NUM >= 160000
 typedef TU_UpdateIndexes DgenUpdateIndexes;
 #define DGEN_NEEDS_INDEXES(u) ((u) == TU_All)
+#define DGEN_NEEDS_SOME_INDEXES(u) ((u) != TU_None)
+#define DGEN_NEEDS_SUMMARIES(u) ((u) == TU_Summarizing)
 #else
+#include "executor/executor.h"
 typedef bool DgenUpdateIndexes;
 #define DGEN_NEEDS_INDEXES(u) (u)
+#define DGEN_NEEDS_SOME_INDEXES(u) (u)
+#define DGEN_NEEDS_SUMMARIES(u) false
+#define ExecInsertIndexTuples(info, slot, estate, update, no_error, conflict, arbiters, summarizing) \
+	ExecInsertIndexTuples(info, slot, estate, update, no_error, conflict, arbiters)
 #endif
 
 /* 17 replaced backend ids and pgprocno by ProcNumber */

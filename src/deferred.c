@@ -80,7 +80,11 @@ dgen_from(PG_FUNCTION_ARGS)
 {
 	DgenScope  *scope = dgen_scope;
 
-	if (scope == NULL || (scope->call == NULL && scope->request_id == 0))
+	if (scope == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+				 errmsg("dgen.from() can be used in a handler only")));
+	if (scope->call == NULL && scope->request_id == 0)
 		PG_RETURN_NULL();
 	if (scope->call != NULL)
 	{

@@ -248,6 +248,7 @@ extern const char *dgen_callback_signature(DgenCallbackKind kind);
 /* NULL if missing_ok and there is none; else OT004.  Needs a transaction. */
 extern DgenModule *dgen_module_get(const char *name, bool missing_ok);
 extern DgenModule *dgen_module_by_id(int32 id); /* NULL if none */
+extern DgenModule *dgen_module_reread(DgenModule *module);	/* NULL if it is gone */
 extern DgenModule *dgen_module_of(const char *address);	/* NULL if none */
 extern void dgen_module_hold(DgenModule *module);
 extern void dgen_module_release(DgenModule *module);
@@ -294,6 +295,7 @@ typedef enum DgenTableId
 	DGEN_T_LETTER,
 	DGEN_T_REPLY,
 	DGEN_T_DEDUP,
+	DGEN_T_PATCH,
 	DGEN_NTABLES
 } DgenTableId;
 
@@ -544,6 +546,8 @@ extern void dgen_ready_init(void *place, bool found);
 
 /* queues a server if it is not; false when there is no room (nothing raised) */
 extern bool dgen_ready_ring(Oid database, Oid owner, int32 module_id, int64 hash);
+/* the calls that wait for a server are told that it was stopped (nothing raised) */
+extern void dgen_ready_stop_calls(Oid database, Oid owner, int32 module_id, int64 hash);
 struct DgenCall;
 extern bool dgen_ready_add_call(Oid owner, struct DgenCall *call, dsa_pointer self);
 /* takes a still queued call off its entry; false if a worker has it */
@@ -686,6 +690,10 @@ typedef struct DgenServer
 	char	   *stop_reason;
 	char	   *vsn;
 	Jsonb	   *state;			/* NULL: SQL null */
+	Jsonb	   *stored;			/* the state as the row and its patches have it */
+	struct varlena *base;		/* TOAST pointer of the row's state column, if it is one */
+	int64		base_version;	/* of which version the column is */
+	int64		patch_bytes;	/* in dgen.patch, behind it */
 	Jsonb	   *attributes;		/* in their table, if they are known; NULL: no row */
 	ItemPointerData attributes_tid;
 	bool		attributes_known;
@@ -724,6 +732,13 @@ extern DgenServer *dgen_cache_find(const char *address);
 extern void dgen_cache_store(DgenServer *server);
 extern void dgen_cache_drop(const char *address);
 extern void dgen_cache_trim(void);
+
+/* ----------------------------------------------------------------- state.c */
+extern Jsonb *dgen_state_merge(const char *server, Jsonb *base, int64 base_version,
+							   int64 version, Snapshot snapshot);
+extern void dgen_state_load(DgenServer *server, Datum column, bool isnull, Snapshot snapshot);
+extern Datum dgen_state_store(DgenServer *server, bool *isnull);
+extern void dgen_state_stored(DgenTable *table, DgenServer *server);
 
 /* --------------------------------------------------------------- handler.c
  *
@@ -885,6 +900,7 @@ typedef struct DgenCall
 	pg_atomic_uint32 worker_slot;	/* who has it, or PG_UINT32_MAX */
 	pg_atomic_uint64 worker_vxid;	/* process number << 32 | local xid, of the running transaction */
 	int			losses;			/* workers that died with it */
+	bool		stopped;		/* its server was stopped while it waited */
 	TimestampTz issued_at;
 	TimestampTz deadline;		/* DT_NOEND: none */
 	dsa_pointer next;			/* in its ready entry */

@@ -448,6 +448,25 @@ keeper_never_came(DgenDatabase *db)
 	db->keeper_retry_at = TimestampTzPlusMilliseconds(pass_time, 1000);
 }
 
+/*
+ * There is no slot for a database's keeper, and so for no worker: callers are
+ * to know.  Caller holds dgen_shared->lock.
+ */
+static void
+refuse_pools(Oid database)
+{
+	for (int i = 0; i < DGEN_MAX_POOLS; i++)
+	{
+		DgenPool   *pool = &dgen_shared->pools[i];
+
+		LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
+		if (pool->used && pool->database == database && pool->nworkers == 0 &&
+			pool->refused_at == 0)
+			pool->refused_at = pass_time;
+		LWLockRelease(&pool->lock);
+	}
+}
+
 static void
 start_keeper(int i)
 {
@@ -477,6 +496,7 @@ start_keeper(int i)
 	{
 		LWLockAcquire(&dgen_shared->lock, LW_EXCLUSIVE);
 		db->keeper = DGEN_KEEPER_WANTED;
+		refuse_pools(database);
 		LWLockRelease(&dgen_shared->lock);
 	}
 }

@@ -284,6 +284,7 @@ dgen_adopt(PG_FUNCTION_ARGS)
 	else
 	{
 		write_adoption(&identity);
+		dgen_attributes_adopt();
 		/* a restore has set the sequence: a block reserved before it is void */
 		dgen_forget_ids();
 	}
@@ -682,7 +683,8 @@ dgen_ProcessUtility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 
 	if (dgen_shared != NULL)
 		database = wanted_database(stmt, context == PROCESS_UTILITY_TOPLEVEL);
-	if (!OidIsValid(database) || database == MyDatabaseId)
+	/* one's own database can be copied, and nothing else be done to it */
+	if (!OidIsValid(database) || (database == MyDatabaseId && !IsA(stmt, CreatedbStmt)))
 	{
 		run_utility(pstmt, query, read_only_tree, context, params, env, dest, qc);
 		return;

@@ -739,6 +739,21 @@ dgen_module_by_id(int32 id)
 	return dgen_module_get(TextDatumGetCString(row.values[MODULE_NAME]), true);
 }
 
+/*
+ * The module as its row is now, whatever the cache has.  A commit rings before
+ * it sends its invalidations, so who is woken by a resume may still have the
+ * module as it was.
+ */
+DgenModule *
+dgen_module_reread(DgenModule *module)
+{
+	int32		id = module->id;
+
+	module->stale = true;
+	sweep_wanted = true;
+	return dgen_module_by_id(id);
+}
+
 /* Keep the module in memory, as it is, until it is released. */
 void
 dgen_module_hold(DgenModule *module)
@@ -899,7 +914,12 @@ dgen_module_check_send(DgenModule *module, DgenCallbackKind kind)
 	char	   *user;
 
 	if (may_send(module, kind, &schema, &function))
+	{
+		/* a message that nobody handles is refused; infos may be ignored */
+		if (kind != DGEN_HANDLE_INFO && !module->external)
+			(void) dgen_module_callback(module, kind);
 		return;
+	}
 
 	user = GetUserNameFromId(GetUserId(), false);
 	if (OidIsValid(schema))

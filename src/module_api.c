@@ -355,13 +355,17 @@ check_found(DgenModule *module)
 			dgen_callback_unusable(module, kind);
 		found += module->callbacks[kind].present;
 	}
-	if (found == 0 && !module->external)
+	if (module->external)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("external modules are not supported"),
+				 errhint("Leave out external => true, and give the module callbacks.")));
+	if (found == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_NO_CALLBACK),
 				 errmsg("module \"%s\" has no callbacks", module->name),
 				 errdetail("Schema \"%s\" has no function that bears a callback's name.", module->schema_name),
-				 errhint("Define at least one, for example CREATE FUNCTION %s.%s. "
-						 "A module whose work is done outside the database is made with external => true.",
+				 errhint("Define at least one, for example CREATE FUNCTION %s.%s.",
 						 quote_identifier(module->schema_name),
 						 dgen_callback_signature(DGEN_HANDLE_CALL))));
 
@@ -599,6 +603,8 @@ save_module(FunctionCallInfo fcinfo, DgenModuleRow *row, bool create)
 	else
 		dgen_module_row_update(row);
 
+	module->id = DatumGetInt32(row->values[MODULE_ID]);
+	dgen_attributes_settle(module, create);
 	report = report_module(module, create);
 	MemoryContextDelete(module->mcxt);
 	return report;
@@ -824,6 +830,7 @@ dgen_drop_module(PG_FUNCTION_ARGS)
 		refuse_drop(name, counts);
 	dgen_module_hold(module);
 	delete_all(module, counts[0]);
+	dgen_attributes_drop(module, cascade);
 	dgen_module_release(module);
 	dgen_module_row_delete(&row);
 	PG_RETURN_VOID();

@@ -493,6 +493,27 @@ dgen_ready_withdraw(DgenCall *call, dsa_pointer self)
 	return found;
 }
 
+/*
+ * A server was stopped: calls that wait for it are not for its next life.
+ * Called when that is visible, and before the lease is let go.
+ */
+void
+dgen_ready_stop_calls(Oid database, Oid owner, int32 module_id, int64 hash)
+{
+	DgenPool   *pool = lock_pool(database, owner);
+	int			i;
+
+	if (pool == NULL)
+		return;
+	i = find_entry(pool, module_id, hash);
+	if (i != DGEN_NONE)
+	{
+		for (dsa_pointer p = ready->entries[i].calls; p != InvalidDsaPointer; p = call_at(p)->next)
+			call_at(p)->stopped = true;
+	}
+	LWLockRelease(&pool->lock);
+}
+
 /* ---------------------------------------------------------------- workers */
 
 /*

@@ -35,6 +35,7 @@
 #include "utils/array.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/wait_event.h"
 
 #define MAX_WAIT_USECS INT64CONST(5000000)	/* the default, too */
@@ -60,6 +61,7 @@
 /* of dgen.server */
 #define SERVER_VERSION 5
 #define SERVER_STATE 13
+#define SERVER_BASE_VERSION 14
 
 typedef enum Place
 {
@@ -839,21 +841,25 @@ read_state(const char *address, int64 after, int64 *version, Jsonb **state)
 	ScanKeyData key;
 	DgenScan   *scan;
 	HeapTuple	tuple;
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 
+	/* row and patches in one snapshot, the newest there is */
 	dgen_key_text(&key, 1, address);
-	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
-	while ((tuple = dgen_scan_next(scan)) != NULL)
+	scan = dgen_scan_begin(table, DGEN_I_PKEY, snapshot, 1, &key);
+	tuple = dgen_scan_next(scan);
+	if (tuple != NULL)
 	{
 		*version = DatumGetInt64(column(tuple, desc, SERVER_VERSION));
-		if (*version > after)
-		{
-			found = true;
-			after = *version;
-			*state = jsonb_column(tuple, desc, SERVER_STATE);
-		}
+		found = *version > after;
+		*state = found ? jsonb_column(tuple, desc, SERVER_STATE) : NULL;
+		if (*state != NULL)
+			*state = dgen_state_merge(address, *state,
+									  DatumGetInt64(column(tuple, desc, SERVER_BASE_VERSION)),
+									  *version, snapshot);
 	}
 	dgen_scan_end(scan);
 	dgen_table_close(table);
+	UnregisterSnapshot(snapshot);
 	return found;
 }
 

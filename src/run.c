@@ -341,10 +341,12 @@ begin_item(Batch *b, BatchItem *item)
 		b->calls[item->call].answered = true;
 		return false;
 	}
-	if (!server->active && server->stop_reason != NULL &&
-		b->calls[item->call].call->issued_at <= server->updated_at)
+	if (b->calls[item->call].call->stopped)
 	{
-		answer_no_server(b, item, server);
+		answer_error(b, item->call, ERRCODE_DGEN_STOPPED,
+					 psprintf("server \"%s\" has stopped", server->address),
+					 pstrdup("It was stopped or deleted while the call waited for it. The call did not happen."),
+					 psprintf("Call again, or start it by dgen.start('%s').", server->address));
 		return false;
 	}
 	if (b->calls[item->call].call->key_off != 0 &&
@@ -447,7 +449,7 @@ next_server(Batch *b, int i)
 	if (last == next)
 		return true;
 	/* so that the next server's handlers see it, if they look */
-	dgen_server_write(b->server_rows, last, GetTransactionSnapshot());
+	dgen_server_write(b->server_rows, last, GetActiveSnapshot());
 	return room_for_read(b, next);
 }
 
@@ -480,7 +482,7 @@ dgen_run_items(Batch *b)
 void
 dgen_run_finish(Batch *b)
 {
-	Snapshot	snapshot = GetTransactionSnapshot();
+	Snapshot	snapshot = GetActiveSnapshot();
 
 	for (int i = 0; i < b->nservers; i++)
 	{

@@ -41,7 +41,8 @@ enum
 {
 	COL_SERVER, COL_STATUS, COL_FAILING, COL_INCARNATION, COL_VERSION,
 	COL_UPDATED_AT, COL_STARTED_AT, COL_SUSPENDED_AT, COL_TOMBSTONE_UNTIL,
-	COL_SUSPENDED_BY, COL_STOP_REASON, COL_VSN, COL_STATE, NCOLS
+	COL_SUSPENDED_BY, COL_STOP_REASON, COL_VSN, COL_STATE, COL_BASE_VERSION,
+	COL_PATCH_BYTES, NCOLS
 };
 
 typedef struct CacheKey
@@ -120,7 +121,7 @@ time_col(Datum *values, bool *nulls, int col)
 }
 
 static void
-deform_server(HeapTuple tuple, TupleDesc desc, DgenServer *server)
+deform_server(HeapTuple tuple, TupleDesc desc, DgenServer *server, Snapshot snapshot)
 {
 	Datum		values[DGEN_MAX_COLUMNS];
 	bool		nulls[DGEN_MAX_COLUMNS];
@@ -141,8 +142,9 @@ deform_server(HeapTuple tuple, TupleDesc desc, DgenServer *server)
 	server->suspended_by = text_col(values, nulls, COL_SUSPENDED_BY);
 	server->stop_reason = text_col(values, nulls, COL_STOP_REASON);
 	server->vsn = text_col(values, nulls, COL_VSN);
-	server->state = nulls[COL_STATE] ? NULL :
-		(Jsonb *) PG_DETOAST_DATUM_COPY(values[COL_STATE]);
+	server->base_version = DatumGetInt64(values[COL_BASE_VERSION]);
+	server->patch_bytes = DatumGetInt64(values[COL_PATCH_BYTES]);
+	dgen_state_load(server, values[COL_STATE], nulls[COL_STATE], snapshot);
 }
 
 /* Is what the cache has the row that the snapshot sees? */
@@ -194,7 +196,7 @@ dgen_server_read(DgenTable *table, const char *address, int64 hash, Snapshot sna
 	scan = dgen_scan_begin(table, DGEN_I_PKEY, snapshot, 1, &key);
 	tuple = dgen_scan_next(scan);
 	if (tuple != NULL)
-		deform_server(tuple, RelationGetDescr(table->rel), server);
+		deform_server(tuple, RelationGetDescr(table->rel), server, snapshot);
 	dgen_scan_end(scan);
 	return server;
 }
@@ -252,8 +254,9 @@ form_server(DgenServer *server, Datum *values, bool *nulls)
 										  &nulls[COL_SUSPENDED_BY]);
 	values[COL_STOP_REASON] = text_value(server->stop_reason, &nulls[COL_STOP_REASON]);
 	values[COL_VSN] = text_value(server->vsn, &nulls[COL_VSN]);
-	values[COL_STATE] = PointerGetDatum(server->state);
-	nulls[COL_STATE] = server->state == NULL;
+	values[COL_STATE] = dgen_state_store(server, &nulls[COL_STATE]);
+	values[COL_BASE_VERSION] = Int64GetDatum(server->base_version);
+	values[COL_PATCH_BYTES] = Int64GetDatum(server->patch_bytes);
 }
 
 static void
@@ -290,6 +293,9 @@ dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck)
 	server->dirty = false;
 	if (server->erased)
 	{
+		bool		isnull;
+
+		(void) dgen_state_store(server, &isnull);
 		if (server->exists)
 			check_result(dgen_table_delete(table, &server->tid), server);
 		server->exists = false;
@@ -303,7 +309,7 @@ dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck)
 		dgen_notify_at_commit(DGEN_WAIT_STATE, server->hash);
 	}
 	server->state_changed = false;
-	server->updated_at = GetCurrentTransactionStartTimestamp();
+	server->updated_at = GetCurrentTimestamp();
 	form_server(server, values, nulls);
 	if (server->exists)
 	{
@@ -320,6 +326,7 @@ dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck)
 	server->recent = true;
 	server->xmin = GetCurrentTransactionId();
 	CommandCounterIncrement();
+	dgen_state_stored(table, server);
 }
 
 /* ---------------------------------------------------------------- undo */
@@ -503,6 +510,17 @@ dgen_cache_store(DgenServer *server)
 		{
 			copy.state = palloc(VARSIZE(server->state));
 			memcpy(copy.state, server->state, VARSIZE(server->state));
+		}
+		copy.stored = copy.state;
+		if (server->base != NULL)
+		{
+			copy.base = palloc(VARSIZE_EXTERNAL(server->base));
+			memcpy(copy.base, server->base, VARSIZE_EXTERNAL(server->base));
+		}
+		if (server->attributes != NULL)
+		{
+			copy.attributes = palloc(VARSIZE(server->attributes));
+			memcpy(copy.attributes, server->attributes, VARSIZE(server->attributes));
 		}
 		copy.dirty = copy.state_changed = copy.read = copy.recent = false;
 		if (entry != NULL)

@@ -42,7 +42,7 @@
 
 static const char *const table_names[DGEN_NTABLES] = {
 	"installation", "adoption", "module", "server", "message", "delayed",
-	"attempt", "letter", "reply", "dedup"
+	"attempt", "letter", "reply", "dedup", "patch"
 };
 
 /*
@@ -59,7 +59,8 @@ static const AttrNumber index_specs[DGEN_NTABLES][MAX_SPECS][3] = {
 	[DGEN_T_ATTEMPT] = {{1}, {2}, {5}},
 	[DGEN_T_LETTER] = {{1}, {9, 1}, {16}},
 	[DGEN_T_REPLY] = {{1}, {2, 6}, {4}},
-	[DGEN_T_DEDUP] = {{1, 2}, {4}}
+	[DGEN_T_DEDUP] = {{1, 2}, {4}},
+	[DGEN_T_PATCH] = {{1, 2}}
 };
 
 /* how many columns of each table this library knows; a later version may add some */
@@ -67,13 +68,14 @@ static const int column_counts[DGEN_NTABLES] = {
 	[DGEN_T_INSTALLATION] = 3,
 	[DGEN_T_ADOPTION] = 3,
 	[DGEN_T_MODULE] = 39,
-	[DGEN_T_SERVER] = 13,
+	[DGEN_T_SERVER] = 15,
 	[DGEN_T_MESSAGE] = 15,
 	[DGEN_T_DELAYED] = 16,
 	[DGEN_T_ATTEMPT] = 8,
 	[DGEN_T_LETTER] = 19,
 	[DGEN_T_REPLY] = 9,
-	[DGEN_T_DEDUP] = 4
+	[DGEN_T_DEDUP] = 4,
+	[DGEN_T_PATCH] = 3
 };
 
 /* OIDs, forgotten when pg_namespace or a relation changes */
@@ -165,6 +167,29 @@ dgen_sequence_oid(const char *name)
 	if (!OidIsValid(oid))
 		no_extension();
 	return oid;
+}
+
+/* A superuser: the control file demands one. */
+Oid
+dgen_extension_owner(void)
+{
+	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Oid			owner = InvalidOid;
+
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
+				CStringGetDatum("dgen"));
+	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	if (!OidIsValid(owner))
+		no_extension();
+	return owner;
 }
 
 static bool

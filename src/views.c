@@ -17,6 +17,8 @@
  */
 #include "dgen.h"
 
+#include "utils/snapmgr.h"
+
 #include "catalog/pg_authid.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
@@ -209,10 +211,19 @@ masked(FunctionCallInfo fcinfo, DgenCallbackKind kind)
 	return mask(kind, VARDATA_ANY(server), VARSIZE_ANY_EXHDR(server), PG_GETARG_DATUM(1));
 }
 
-/* masked_state(server text, state jsonb) -> jsonb */
+/*
+ * masked_state(server text, base jsonb, base_version bigint, version bigint)
+ * -> jsonb: what a row of dgen.server and its patches hold, for the view.
+ */
 Datum
 dgen_masked_state(PG_FUNCTION_ARGS)
 {
+	if (!PG_ARGISNULL(0) && !PG_ARGISNULL(1) &&
+		PG_GETARG_INT64(2) < PG_GETARG_INT64(3))
+		fcinfo->args[1].value =
+			JsonbPGetDatum(dgen_state_merge(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+											PG_GETARG_JSONB_P(1), PG_GETARG_INT64(2),
+											PG_GETARG_INT64(3), GetActiveSnapshot()));
 	return masked(fcinfo, DGEN_FORMAT_STATUS);
 }
 

@@ -77,7 +77,7 @@ class Cluster:
         self.preload = preload
         self.fresh = fresh
         self.env = {}               # more environment for the server
-        self.kills = False          # whether this test itself killed with -9
+        self.signals = set()        # those that this test itself kills processes with
         self._marked = 0
         Cluster.instances.append(self)
         atexit.register(self._at_exit)
@@ -170,7 +170,7 @@ class Cluster:
     def kill9(self):
         """kill -9 of the postmaster and all its children at once.  It stays
         down: start() brings it up again."""
-        self.kills = True
+        self.signals.add(signal.SIGKILL)
         pid = self.postmaster_pid()
         if pid:
             # so that it starts nothing more and tells nobody
@@ -250,7 +250,7 @@ class Cluster:
         """A signal to one process.  After SIGKILL and the like PostgreSQL
         restarts all the others: wait_ready() waits for that."""
         if sig == signal.SIGKILL:
-            self.kills = True
+            self.signals.add(sig)
         os.kill(pid, sig)
 
     def wait_ready(self, timeout=60):
@@ -336,12 +336,14 @@ class Cluster:
                         message="nothing like %r in the log" % pattern)
 
     def crashes(self):
-        """Lines of the log that tell of a crash.  Where the test itself
-        killed with -9, what follows from that is none."""
-        pattern = (r"PANIC: |TRAP: |terminated by signal (?!9:)|write past chunk end"
-                   r"|Sanitizer|runtime error: ")
-        if not self.kills:
-            pattern += r"|terminated by signal|reinitializing"
+        """Lines of the log that tell of a crash.  Where the test itself kills,
+        with -9 or with what it has put into signals, what follows from that
+        is none."""
+        allowed = "|".join("%d:" % s for s in sorted(self.signals))
+        pattern = (r"PANIC: |TRAP: |write past chunk end|Sanitizer|runtime error: "
+                   r"|terminated by signal " + (r"(?!%s)" % allowed if allowed else ""))
+        if not allowed:
+            pattern += r"|reinitializing"
         return [line for line in self.log_text().splitlines() if re.search(pattern, line)]
 
     def assert_no_crash(self):

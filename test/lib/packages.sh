@@ -18,6 +18,8 @@ need_packages() {
             server) server_is_there || missing+=(server) ;;
             psycopg) "$PYTHON" -c 'import psycopg' 2>/dev/null || missing+=(python3-psycopg) ;;
             pytest) "$PYTHON" -c 'import pytest' 2>/dev/null || missing+=(python3-pytest) ;;
+            hypothesis) "$PYTHON" -c 'import hypothesis' 2>/dev/null || missing+=(python3-hypothesis) ;;
+            plpython) plpython_is_there || ! may_install || missing+=(plpython) ;;
             *) echo "need_packages: $name?" >&2; return 2 ;;
         esac
     done
@@ -57,6 +59,7 @@ need_packages() {
     for name in "${missing[@]}"; do
         case $name in
             server) packages+=("postgresql-$version" "postgresql-server-dev-$version") ;;
+            plpython) packages+=("postgresql-plpython3-$(debian_server || echo "$version")") ;;
             *) packages+=("$name") ;;
         esac
     done
@@ -84,4 +87,28 @@ server_of() {
     pgxs=$("$1" --pgxs 2>/dev/null) || return 1
     [ -x "$("$1" --bindir)/postgres" ] && [ -e "$pgxs" ] &&
         [ -x "${pgxs%/makefiles/pgxs.mk}/test/regress/pg_regress" ]
+}
+
+# The version of Debian's server that will be used, if it is Debian's
+debian_server() {
+    local config=${PG_CONFIG:-$(ls -d /usr/lib/postgresql/*/bin/pg_config 2>/dev/null | sort -V | tail -n 1)}
+    case $config in
+        /usr/lib/postgresql/*) config=${config#/usr/lib/postgresql/}; echo "${config%%/*}" ;;
+        *) return 1 ;;
+    esac
+}
+
+# PL/Python for that server.  For others it is not looked for: what needs it
+# is skipped where it is missing.
+plpython_is_there() {
+    local version
+    if version=$(debian_server); then
+        [ -e "/usr/share/postgresql/$version/extension/plpython3u.control" ]
+    else
+        [ -n "${PG_CONFIG:-}" ]
+    fi
+}
+
+may_install() {
+    command -v apt-get >/dev/null && { [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null; }
 }

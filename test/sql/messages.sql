@@ -94,14 +94,16 @@ SELECT m, pg_temp.try(format('SELECT dgen.cast_many(%L)', m)) FROM unnest(ARRAY[
 SELECT count(*) FROM pg_temp.handled();
 
 --
--- Priorities: a suspended server's messages are taken by lane, then by age
+-- Priorities: lanes share the server's turns, and each is in its own order
 --
 SELECT dgen.suspend('messages/lanes');
-SELECT count(dgen.cast('messages/lanes', to_jsonb(i), priority => p))
+SELECT count(dgen.cast('messages/lanes', jsonb_build_object('lane', coalesce(p, 0), 'i', i), priority => p))
 FROM (VALUES (1, -1), (2, 0), (3, 1), (4, -1), (5, NULL), (6, 1)) v(i, p);
 SELECT priority, message FROM dgen.messages WHERE server = 'messages/lanes' ORDER BY id;
 SELECT dgen.resume('messages/lanes');
-SELECT pg_temp.handled();
+SELECT dgen.wait_idle('messages/lanes');
+SELECT message -> 'lane' AS lane, array_agg(message -> 'i' ORDER BY n) FROM messages.log GROUP BY lane ORDER BY lane;
+SELECT count(*) FROM pg_temp.handled();
 SELECT p, pg_temp.try(format($$SELECT dgen.cast('messages/a', '1', priority => %s)$$, p)) FROM unnest(ARRAY[2, -2, 2147483647]) p;
 SELECT pg_temp.error($$SELECT dgen.send('messages/a', '1', priority => 2)$$);
 SELECT pg_temp.error($$SELECT dgen.send_request('messages/a', '1', priority => 2)$$);

@@ -185,7 +185,7 @@ SELECT pg_temp.make_with($$FUNCTION modules.handle_call(jsonb, INOUT state jsonb
 SELECT pg_temp.make_with($$FUNCTION modules.handle_call(jsonb, INOUT state jsonb, OUT answer jsonb) LANGUAGE sql AS 'SELECT $2, $1'$$);
 SELECT pg_temp.make_with($$FUNCTION modules.handle_call(jsonb, INOUT state jsonb, OUT reply text) LANGUAGE sql AS 'SELECT $2, $1::text'$$);
 SELECT pg_temp.make_with($$FUNCTION modules.handle_call(jsonb, INOUT state jsonb, OUT new_state jsonb, OUT reply jsonb) LANGUAGE sql AS 'SELECT $2, $2, $1'$$);
-SELECT pg_temp.make_with($$FUNCTION modules.handle_call(request json, INOUT state jsonb, OUT reply jsonb) LANGUAGE sql AS 'SELECT $2, $2'$$);
+SELECT pg_temp.make_with($$FUNCTION modules.handle_call(request text, INOUT state jsonb, OUT reply jsonb) LANGUAGE sql AS 'SELECT $2, $2'$$);
 SELECT pg_temp.make_with($$FUNCTION modules.handle_call(INOUT state jsonb, OUT reply jsonb) LANGUAGE sql AS 'SELECT $1, $1'$$);
 SELECT pg_temp.make_with($$FUNCTION modules.handle_call(jsonb, jsonb) RETURNS TABLE(state jsonb, reply jsonb) LANGUAGE sql AS 'SELECT $2, $1'$$);
 SELECT pg_temp.make_with($$FUNCTION modules.handle_call(jsonb, jsonb) RETURNS record LANGUAGE sql AS 'SELECT $2, $1'$$);

@@ -1,0 +1,212 @@
+"""What must not grow: a worker's memory, the cost of a message, what dead
+workers leave in shared memory."""
+
+import os
+import threading
+import time
+
+import psycopg
+import pytest
+
+from cluster import Cluster, wait_for
+from common import LEASES, assert_nothing_left, in_threads, value, wait_idle
+
+MODULE = """
+CREATE SCHEMA m;
+CREATE FUNCTION m.init(args jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT '0'::jsonb $$;
+CREATE FUNCTION m.handle_cast(message jsonb, state jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN to_jsonb(state::int + 1);
+END $$;
+CREATE FUNCTION m.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+    IF request ? 'sleep' THEN
+        PERFORM pg_sleep((request->>'sleep')::float8);
+    ELSIF request ? 'die' THEN
+        PERFORM pg_terminate_backend(pg_backend_pid());
+        PERFORM pg_sleep(10);
+    ELSIF request ? 'large' THEN
+        reply := request;
+        RETURN;
+    END IF;
+    state := to_jsonb(state::int + 1);
+    reply := state;
+END $$;
+SELECT dgen.create_module('m');
+"""
+SERVERS = 500
+
+
+def private_memory(pid):
+    """Bytes of a process that are its own: what it shares with the others is
+    mapped little by little, and is no growth."""
+    with open("/proc/%d/status" % pid) as f:
+        return sum(int(line.split()[1]) * 1024 for line in f if line.startswith("RssAnon"))
+
+
+def send(conn, n, payload=""):
+    """So many casts to SERVERS servers."""
+    conn.execute("""SELECT count(dgen.cast('m/' || n %% %s, jsonb_build_object('n', n, 'p', %s::text)))
+                    FROM generate_series(1, %s) n""", (SERVERS, payload, n))
+
+
+def handled(conn):
+    return value(conn, "SELECT coalesce(sum((state #>> '{}')::int), 0) FROM dgen.server")
+
+
+def growth(cluster, messages, bound):
+    """One worker handles them all, by casts, calls, errors; what it has after
+    50,000 and in the end."""
+    cluster.configure({"dgen.max_workers": 1, "dgen.worker_idle_timeout": "1 h", "fsync": False,
+                       "synchronous_commit": "off"})
+    cluster.restart()
+    cluster.psql("CREATE EXTENSION dgen;" + MODULE)
+    step = 25000
+    sizes = []
+    with cluster.connect() as conn:
+        pid = None
+        for done in range(step, messages + 1, step):
+            send(conn, step, "x" * 40)
+            # and some that end otherwise
+            for n in range(50):
+                assert value(conn, "SELECT length(dgen.call('m/large', jsonb_build_object("
+                                   "'large', repeat('x', %s)))->>'large')", 1000 * n) == 1000 * n
+                with pytest.raises(psycopg.Error):
+                    conn.execute("SELECT dgen.call('m/bad', '{\"sleep\": \"none\"}')")
+            wait_for(lambda: handled(conn) == done, 120, interval=0.2, message="%d are not handled" % done)
+            now = value(conn, "SELECT pid FROM dgen.workers")
+            assert pid in (None, now), "another worker"
+            pid = now
+            sizes.append(private_memory(pid))
+            if done == step:
+                # the keeper sees to all of them as well
+                keeper, = cluster.processes("dgen keeper")
+            if done == 2 * step:
+                before = private_memory(pid), private_memory(keeper)
+        after = private_memory(pid), private_memory(keeper)
+        assert_nothing_left(conn)
+    print("worker: %s kB, keeper: %s kB" % ([s // 1024 for s in sizes], [b // 1024 for b in (before[1], after[1])]))
+    assert after[0] - before[0] < bound, "the worker grew by %d kB" % ((after[0] - before[0]) // 1024)
+    assert after[1] - before[1] < bound, "the keeper grew by %d kB" % ((after[1] - before[1]) // 1024)
+
+
+@pytest.mark.seconds(240)
+def test_worker_does_not_grow(cluster):
+    """A byte a message would be 250 kB."""
+    growth(cluster, 300_000, 2 * 1024 * 1024)
+
+
+@pytest.mark.long
+def test_worker_does_not_grow_long(cluster):
+    growth(cluster, 1_000_000, 2 * 1024 * 1024)
+
+
+# ------------------------------------------------------------ the cost of a message
+
+@pytest.mark.seconds(240)
+def test_cost_under_an_old_transaction(cluster):
+    """A sender that is idle in its transaction, and an old snapshot that
+    keeps every dead row, make the hundred-thousandth message no dearer than
+    the first: what is read of the mailbox's index and table for each."""
+    cluster.configure({"fsync": False, "synchronous_commit": "off", "autovacuum": False})
+    cluster.restart()
+    cluster.psql("CREATE EXTENSION dgen;" + MODULE)
+    total, tenth = 100_000, 10_000
+    counters = """
+        SELECT (SELECT idx_tup_read FROM pg_stat_all_indexes WHERE indexrelname = 'message_mailbox_idx'),
+               (SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_all_tables WHERE relid = 'dgen.message'::regclass),
+               (SELECT idx_blks_read + idx_blks_hit FROM pg_statio_all_indexes
+                WHERE indexrelname = 'message_mailbox_idx')"""
+
+    def settled(conn):
+        """The counters, when those who work have told theirs."""
+        seen = []
+
+        def same():
+            seen.append(conn.execute(counters).fetchone())
+            return len(seen) > 25 and seen[-1] == seen[-25]
+        wait_for(same, 30)
+        return seen[-1]
+
+    costs = []
+    with cluster.connect() as old, cluster.connect() as idle, cluster.connect() as conn:
+        old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        old.execute("SELECT 1 FROM dgen.server")
+        idle.execute("BEGIN")
+        idle.execute("SELECT dgen.cast('m/idle', '{}')")
+        for n in range(total // tenth):
+            first_or_last = n in (0, total // tenth - 1)
+            before = settled(conn) if first_or_last else None
+            # as they come: a few at a time, so that mailboxes are read often
+            for _ in range(20):
+                send(conn, tenth // 20)
+            wait_for(lambda: handled(conn) == (n + 1) * tenth, 60, message="not handled")
+            if first_or_last:
+                after = settled(conn)
+                costs.append([(a - b) / tenth for a, b in zip(after, before)])
+        idle.execute("COMMIT")
+        old.execute("COMMIT")
+        wait_for(lambda: handled(conn) == total + 1)
+        wait_idle(conn)
+        assert_nothing_left(conn)
+    print("a message's index entries, rows, index blocks: first tenth %s, last tenth %s" % tuple(costs))
+    for first, last in zip(*costs):
+        assert last <= 3 * first + 5, costs
+
+
+# ------------------------------------------------------------ shared memory
+
+@pytest.mark.seconds(240)
+def test_dead_workers_leave_nothing(cluster):
+    """Two hundred workers die with calls in hand; then there is room for
+    thousands of calls in the smallest shared memory."""
+    cluster.configure({"dgen.max_ready": 256, "dgen.shared_memory": "1MB", "fsync": False,
+                       "synchronous_commit": "off"})
+    cluster.restart()
+    cluster.psql("CREATE EXTENSION dgen;" + MODULE)
+    deaths = 0
+    lock = threading.Lock()
+
+    def killer(number):
+        """One call that dies with its worker three times, with a large request."""
+        nonlocal deaths
+        with cluster.connect() as conn:
+            for n in range(12):
+                try:
+                    conn.execute("SELECT dgen.call('m/' || %s, jsonb_build_object('die', repeat('x', 20000)), "
+                                 "timeout => '60 s')", ("die%d-%d" % (number, n),))
+                    raise AssertionError("it returned")
+                except psycopg.Error as e:
+                    assert e.sqlstate == "OT020", e
+                with lock:
+                    deaths += 3
+
+    def bystander(number):
+        """Calls that are in hand, or wait, while others die."""
+        with cluster.connect() as conn:
+            while deaths < 200:
+                n = value(conn, "SELECT count(dgen.call('m/by' || n, jsonb_build_object('large', repeat('x', 9000)), "
+                                "timeout => '60 s')) FROM generate_series(1, 3) n")
+                assert n == 3
+    in_threads([lambda n=n: killer(n) for n in range(6)] + [lambda n=n: bystander(n) for n in range(2)],
+               timeout=200)
+    assert deaths >= 200
+    with cluster.connect() as conn:
+        wait_for(lambda: value(conn, LEASES) == 0, message="a lease is left")
+        wait_idle(conn)
+        # a thousand calls of 20 kB are twenty times the shared memory that is
+        # reserved, and four times as many servers as can be ready at once
+        for n in range(1000):
+            assert value(conn, "SELECT length(dgen.call('m/' || %s::text, jsonb_build_object("
+                               "'large', repeat('x', 20000)))->>'large')", "after%d" % n) == 20000
+        # all entries in use at once, and again
+        for _ in range(3):
+            servers = ["m/all%d" % n for n in range(200)]
+            rows = conn.execute("SELECT error FROM dgen.multi_call(%s, '{\"large\": 1}', timeout => '30 s')",
+                                (servers,)).fetchall()
+            assert [error for error, in rows if error] == [] and len(rows) == 200
+        # more servers than entries: found again when there is room
+        conn.execute("SELECT count(dgen.cast('m/many' || n, '{}')) FROM generate_series(1, 3000) n")
+        wait_idle(conn, 60)
+        assert value(conn, "SELECT count(*) FROM dgen.server WHERE server LIKE 'm/many%' AND state = '1'") == 3000
+        assert_nothing_left(conn)

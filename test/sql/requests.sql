@@ -1,0 +1,194 @@
+--
+-- Requests: replies that are kept, waited for, or sent on to a server.
+--
+\getenv dir PG_ABS_SRCDIR
+\i :dir/sql/helpers.psql
+CREATE ROLE regress_dgen_requests LOGIN;
+CREATE SCHEMA requests AUTHORIZATION regress_dgen_requests;
+SET ROLE regress_dgen_requests;
+
+CREATE FUNCTION requests.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+  IF request = '"fail"' THEN
+    RAISE EXCEPTION 'cannot do that' USING ERRCODE = 'RQ001', DETAIL = 'It is too hard.', HINT = 'Ask for less.';
+  ELSIF request = '"later"' THEN
+    PERFORM dgen.noreply();
+    state := jsonb_build_object('from', dgen."from"());
+    RETURN;
+  ELSIF request = '"reject"' THEN
+    PERFORM dgen.reject('not today');
+  ELSIF request = '"slow"' THEN
+    PERFORM pg_sleep(1);
+  END IF;
+  reply := jsonb_build_array(request, dgen.kind());
+END $$;
+-- sends a request of its own, and keeps what comes back
+CREATE FUNCTION requests.handle_cast(message jsonb, INOUT state jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+  state := state || jsonb_build_object('id', dgen.send_request(message ->> 'to', message -> 'request'));
+END $$;
+CREATE FUNCTION requests.handle_info(message jsonb, INOUT state jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+  state := state || jsonb_build_object('mine', message -> 'request_id' = state -> 'id', 'kind', dgen.kind(),
+    'info', message #- '{request_id}' #- '{error,context}');
+END $$;
+SELECT dgen.create_module('requests', max_attempts => 2, backoff_initial => '10 ms') -> 'created';
+
+--
+-- A reply can be had any number of times, in several ways
+--
+SELECT dgen.send_request('requests/a', '1') AS id \gset
+SELECT dgen.wait_response(:id);
+SELECT dgen.wait_response(:id), dgen.check_response(:id), dgen.wait_any(ARRAY[:id]) = :id;
+SELECT dgen.message_status(:id);
+SELECT reply, error FROM dgen.wait_all(ARRAY[:id]);
+SELECT dgen.receive_response(:id);
+SELECT dgen.wait_response(:id);
+-- NULL is JSON null, as request and as reply
+SELECT dgen.send_request('requests/a', NULL) AS id \gset
+SELECT dgen.wait_response(:id);
+
+--
+-- Before there is one
+--
+SELECT dgen.suspend('requests/b');
+SELECT dgen.send_request('requests/b', '2') AS id \gset
+SELECT dgen.message_status(:id), dgen.check_response(:id) IS NULL, dgen.wait_any(ARRAY[:id], '10 ms') IS NULL;
+SELECT reply, error FROM dgen.wait_all(ARRAY[:id], '10 ms');
+SELECT regexp_replace(pg_temp.try(format('SELECT dgen.wait_response(%s, ''20 ms'')', :id)), :'id', 'N', 'g');
+-- it remains
+SELECT dgen.message_status(:id);
+SELECT dgen.resume('requests/b');
+SELECT dgen.wait_response(:id);
+-- receive_response takes it back
+SELECT dgen.suspend('requests/b');
+SELECT dgen.send_request('requests/b', '3') AS id \gset
+SELECT dgen.receive_response(:id, '10 ms') IS NULL;
+SELECT dgen.message_status(:id);
+SELECT dgen.resume('requests/b');
+SELECT count(*) FROM dgen.messages WHERE server = 'requests/b';
+SELECT regexp_replace(pg_temp.try(format('SELECT dgen.check_response(%s)', :id)), :'id', 'N', 'g');
+-- but not one that is being handled
+SELECT dgen.send_request('requests/b', '"slow"') AS id \gset
+SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.workers WHERE server = 'requests/b')$$);
+SELECT regexp_replace(pg_temp.try(format('SELECT dgen.receive_response(%s, ''50 ms'')', :id)), :'id', 'N', 'g');
+SELECT dgen.wait_response(:id);
+-- and cancel
+SELECT dgen.suspend('requests/b');
+SELECT dgen.send_request('requests/b', '4') AS id \gset
+SELECT dgen.cancel(:id);
+SELECT dgen.resume('requests/b');
+SELECT pg_temp.error(format('SELECT dgen.wait_response(%s)', :id)) LIKE '42704 request % does not exist';
+
+--
+-- Errors are kept, too
+--
+SELECT dgen.send_request('requests/c', '"fail"') AS id \gset
+SELECT pg_temp.try(format('SELECT dgen.wait_response(%s)', :id));
+SELECT pg_temp.error(format('SELECT dgen.check_response(%s)', :id));
+SELECT pg_temp.error(format('SELECT dgen.receive_response(%s)', :id));
+SELECT dgen.message_status(:id), dgen.wait_any(ARRAY[:id]) = :id;
+SELECT reply, error - 'context' FROM dgen.wait_all(ARRAY[:id]);
+SELECT kind, message, attempts, sqlstate FROM dgen.dead_letters WHERE server = 'requests/c';
+SELECT dgen.send_request('requests/c', '"reject"') AS id \gset
+SELECT pg_temp.error(format('SELECT dgen.wait_response(%s)', :id));
+SELECT dgen.suspend('requests/c');
+SELECT dgen.send_request('requests/c', '"expires"', expires => '1 ms') AS id \gset
+SELECT pg_sleep(0.01);
+SELECT dgen.resume('requests/c');
+SELECT pg_temp.until(format('dgen.message_status(%s) <> ''ready''', :id));
+SELECT dgen.message_status(:id), regexp_replace(pg_temp.try(format('SELECT dgen.wait_response(%s)', :id)), :'id', 'N', 'g');
+
+--
+-- Several
+--
+SELECT dgen.suspend('requests/d');
+SELECT dgen.send_request('requests/d', '"held"') AS held, dgen.send_request('requests/e', '"now"') AS now,
+  dgen.send_request('requests/e', '"fail"') AS fail \gset
+SELECT dgen.wait_any(ARRAY[:held, :now]) = :now;
+SELECT r.request_id = :held, r.request_id = :now, r.request_id = :fail, reply, error ->> 'sqlstate'
+FROM dgen.wait_all(ARRAY[:held, :now, :fail], '2 s') WITH ORDINALITY r(request_id, reply, error, o) ORDER BY o;
+SELECT dgen.resume('requests/d');
+SELECT reply, error ->> 'sqlstate' FROM dgen.wait_all(ARRAY[:held, :now, :held]);
+SELECT * FROM dgen.wait_all('{}');
+SELECT dgen.wait_any('{}') IS NULL;
+
+--
+-- Nothing to wait for
+--
+BEGIN;
+SELECT dgen.send_request('requests/a', '"own"') AS id \gset
+SELECT regexp_replace(pg_temp.try(format('SELECT dgen.%s', f)), :'id', 'N', 'g') FROM unnest(ARRAY[
+  format('wait_response(%s)', :id), format('receive_response(%s)', :id), format('check_response(%s)', :id),
+  format('wait_any(ARRAY[%s::bigint])', :id), format('wait_all(ARRAY[%s::bigint])', :id)]) f;
+ROLLBACK;
+SELECT regexp_replace(pg_temp.try(format('SELECT dgen.wait_response(%s)', :id)), :'id', 'N', 'g');
+SELECT f, pg_temp.error('SELECT dgen.' || f) FROM unnest(ARRAY['wait_response(0)', 'wait_response(-1)',
+  'check_response(9223372036854775807)', 'receive_response(9223372036854775807)', 'wait_any(ARRAY[9223372036854775807])',
+  'wait_all(ARRAY[9223372036854775807])', 'wait_response(NULL)', 'receive_response(NULL)', 'check_response(NULL)',
+  'wait_any(NULL)', 'wait_all(NULL)', 'wait_any(ARRAY[NULL::bigint])', 'wait_all(ARRAY[NULL::bigint])']) f;
+SELECT dgen.send('requests/a', '1') AS id \gset
+SELECT regexp_replace(pg_temp.try(format('SELECT dgen.wait_response(%s)', :id)), :'id', 'N', 'g')
+  IN (E'42809 message N is not a request\n  Nobody replies to casts and infos.\n  See dgen.message_status(N) for what became of it, or send with dgen.send_request().',
+      E'42704 request N does not exist\n  It may have been cancelled, its reply may have expired, or it is neither yours nor sent to a module that you may read.');
+SELECT pg_temp.error(format('SELECT dgen.wait_response(1, %L)', t)) FROM unnest(ARRAY['-1 s', '1000000 years']) t;
+
+--
+-- Later replies
+--
+SELECT dgen.send_request('requests/f', '"later"') AS id \gset
+SELECT dgen.wait_idle('requests/f');
+SELECT dgen.message_status(:id);
+SELECT regexp_replace(pg_temp.try(format('SELECT dgen.wait_response(%s, ''10 ms'')', :id)), :'id', 'N', 'g');
+SELECT dgen.reply(dgen.state('requests/f') ->> 'from', '"at last"');
+SELECT dgen.wait_response(:id);
+SELECT pg_temp.error($$SELECT dgen.reply(dgen.state('requests/f') ->> 'from', '"again"')$$);
+-- a reply that is rolled back was none
+SELECT dgen.send_request('requests/f', '"later"') AS id \gset
+SELECT dgen.wait_idle('requests/f');
+BEGIN;
+SELECT dgen.reply(dgen.state('requests/f') ->> 'from', '"undone"');
+ROLLBACK;
+SELECT dgen.message_status(:id);
+SELECT dgen.reply(dgen.state('requests/f') ->> 'from', '"done"');
+SELECT dgen.wait_response(:id);
+
+--
+-- A server's own request is answered by an info
+--
+SELECT dgen.cast('requests/asker', '{"to": "requests/g", "request": "please"}') > 0;
+SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.servers WHERE server = 'requests/asker' AND state ? 'info')$$);
+SELECT dgen.state('requests/asker') - 'id';
+SELECT dgen.cast('requests/asker 2', '{"to": "requests/g", "request": "fail"}') > 0;
+SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.servers WHERE server = 'requests/asker 2' AND state ? 'info')$$);
+SELECT dgen.state('requests/asker 2') - 'id';
+SELECT dgen.suspend('requests/h');
+SELECT dgen.cast('requests/asker 3', '{"to": "requests/h", "request": 1}') > 0;
+SELECT dgen.wait_idle('requests/asker 3');
+SELECT id, sender, sender_role FROM dgen.messages WHERE server = 'requests/h' \gset
+SELECT :'sender', :'sender_role';
+SELECT regexp_replace(pg_temp.try(format('SELECT dgen.wait_response(%s)', :id)), :'id', 'N', 'g');
+SELECT dgen.cancel(:id);
+
+--
+-- wait_state
+--
+SELECT version > 0, state ? 'from' FROM dgen.wait_state('requests/f', timeout => '1 s');
+SELECT version AS v FROM dgen.servers WHERE server = 'requests/f' \gset
+SELECT count(*) FROM dgen.wait_state('requests/f', after_version => :v, timeout => '20 ms');
+SELECT version = :v FROM dgen.wait_state('requests/f', after_version => :v - 1);
+SELECT count(*) FROM dgen.wait_state('requests/unknown', timeout => '20 ms');
+SELECT pg_temp.error($$SELECT dgen.wait_state(NULL)$$);
+SELECT pg_temp.error($$SELECT dgen.wait_state('requests/f', timeout => '-1 s')$$);
+SELECT pg_temp.error($$SELECT dgen.wait_state('regress_dgen_nowhere/f')$$);
+BEGIN;
+SELECT dgen.replace_state('requests/f', '{"held": true}') > 0;
+SELECT version = :v + 1, state FROM dgen.wait_state('requests/f', after_version => :v);
+SELECT pg_temp.error(format('SELECT dgen.wait_state(''requests/f'', %s)', :v + 1));
+ROLLBACK;
+
+SELECT dgen.drop_module('requests', true);
+RESET ROLE;
+SET client_min_messages = warning;
+DROP SCHEMA requests CASCADE;
+DROP ROLE regress_dgen_requests;
