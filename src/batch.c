@@ -345,6 +345,7 @@ try_body(Batch *b)
 	if (module_is_ready(b))
 	{
 		XactIsoLevel = b->module->isolation;
+		b->timeout_ms = b->module->handler_timeout;
 		b->max_items = item_limit(b);
 		open_tables(b);
 		dgen_cut_take(b);
@@ -520,6 +521,8 @@ explain_interrupt(Batch *b, DgenInterrupt why)
 		return;
 	b->error->sqlerrcode = ERRCODE_DGEN_HANDLER_TIMEOUT;
 	b->error->message = pstrdup("handler ran longer than handler_timeout");
+	b->error->detail = psprintf("handler_timeout of the module is %d ms. Its work was undone.",
+								b->timeout_ms);
 	b->error->hint = pstrdup("Make the handler faster, or raise handler_timeout by dgen.alter_module().");
 }
 

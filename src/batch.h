@@ -106,6 +106,7 @@ typedef struct Batch
 	Size		bytes;
 	int			current;		/* item whose handler runs, or -1 */
 	int			nrun;			/* items that have run */
+	int			timeout_ms;		/* the module's handler_timeout */
 	bool		running;		/* handlers may run: promise that flush etc. apply */
 	TimestampTz started_at;
 

@@ -378,7 +378,6 @@ wait_on_lock(Outstanding *o, int64 remaining_ms)
 	MemoryContext old = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	volatile int save_timeout = LockTimeout;
-	volatile int code = 0;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(old);
@@ -400,31 +399,19 @@ wait_on_lock(Outstanding *o, int64 remaining_ms)
 	}
 	PG_CATCH();
 	{
+		bool		timed_out = geterrcode() == ERRCODE_LOCK_NOT_AVAILABLE;
+		List	   *save = outstanding;
 		ErrorData  *edata;
 
 		LockTimeout = save_timeout;
-		MemoryContextSwitchTo(old);
-		edata = CopyErrorData();
-		code = edata->sqlerrcode;
-		if (code != ERRCODE_LOCK_NOT_AVAILABLE)
-		{
-			/* leave the subtransaction, or the caller's would be the wrong one */
-			FlushErrorState();
-			RollbackAndReleaseCurrentSubTransaction();
-			MemoryContextSwitchTo(old);
-			CurrentResourceOwner = owner;
-			ReThrowError(edata);
-		}
-		FlushErrorState();
-		FreeErrorData(edata);
-		/* the outstanding call is not this subtransaction's to give up */
-		{
-			List	   *save = outstanding;
-
+		/* only an error that goes on gives up what is outstanding */
+		if (timed_out)
 			outstanding = NIL;
-			RollbackAndReleaseCurrentSubTransaction();
-			outstanding = save;
-		}
+		edata = dgen_subxact_abort(old, owner);
+		if (!timed_out)
+			ReThrowError(edata);
+		outstanding = save;
+		FreeErrorData(edata);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(old);
@@ -574,7 +561,8 @@ interrupted(Outstanding *o)
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_UNKNOWN_OUTCOME),
 				 errmsg("outcome of the call to server \"%s\" is unknown", server),
-				 errdetail("The caller was cancelled while the handler ran, and the handler did not answer in time.")));
+				 errdetail("The caller was cancelled while the handler ran, and the handler did not answer in time."),
+				 errhint("Look at the server's state, or call with a request_key, and again with the same one.")));
 	}
 	CHECK_FOR_INTERRUPTS();
 	/* the cancel was for something else, and has been swallowed */
@@ -718,21 +706,16 @@ step_in_subtransaction(OneCall *one, Jsonb *request, int64 timeout)
 	}
 	PG_CATCH();
 	{
+		int			code = geterrcode();
+		bool		everybodys = code == ERRCODE_QUERY_CANCELED ||
+			code == ERRCODE_T_R_DEADLOCK_DETECTED;
 		ErrorData  *edata;
 		MemoryContext top;
 
-		MemoryContextSwitchTo(old);
-		edata = CopyErrorData();
-		FlushErrorState();
-		/* its abort gives up what is outstanding: not the other calls */
-		if (edata->sqlerrcode != ERRCODE_QUERY_CANCELED &&
-			edata->sqlerrcode != ERRCODE_T_R_DEADLOCK_DETECTED)
+		if (!everybodys)
 			outstanding = NIL;
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(old);
-		CurrentResourceOwner = owner;
-		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED ||
-			edata->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED)
+		edata = dgen_subxact_abort(old, owner);
+		if (everybodys)
 			ReThrowError(edata);
 		top = MemoryContextSwitchTo(TopMemoryContext);
 		outstanding = list_copy(others);

@@ -83,7 +83,9 @@ dgen_from(PG_FUNCTION_ARGS)
 	if (scope == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
-				 errmsg("dgen.from() can be used in a handler only")));
+				 errmsg("dgen.from() can be used in a handler only"),
+				 errdetail("No handler is running in this session."),
+				 errhint("Call it in handle_call.")));
 	if (scope->call == NULL && scope->request_id == 0)
 		PG_RETURN_NULL();
 	if (scope->call != NULL)

@@ -28,6 +28,7 @@
 #include "utils/dsa.h"
 #include "utils/jsonb.h"
 #include "utils/relcache.h"
+#include "utils/resowner.h"
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"
 
@@ -104,6 +105,7 @@ typedef struct DgenError
 	char	   *context;
 } DgenError;
 
+extern ErrorData *dgen_subxact_abort(MemoryContext mcxt, ResourceOwner owner);
 extern DgenError *dgen_error_copy(ErrorData *edata);
 extern Size dgen_error_size(const DgenError *err);
 extern void dgen_error_pack(const DgenError *err, char *to);
@@ -305,6 +307,7 @@ typedef struct DgenTable
 {
 	Relation	rel;
 	int			ncolumns;		/* those that this library knows */
+	BlockNumber nblocks;		/* when it was opened: the lock keeps it from shrinking */
 	int			nindexes;		/* all that take entries, in any order */
 	Relation	indexes[DGEN_MAX_INDEXES];
 	struct IndexInfo *infos[DGEN_MAX_INDEXES];

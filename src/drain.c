@@ -297,6 +297,49 @@ trial_args(DgenCallbackKind kind, Jsonb *message, Jsonb *state, NullableDatum *a
 	return 3;
 }
 
+static const char *
+trial_kind(DgenCallbackKind kind)
+{
+	const char *name = dgen_callback_name(kind);
+
+	return strncmp(name, "handle_", strlen("handle_")) == 0 ? name + strlen("handle_") : name;
+}
+
+/* Run a callback in a subtransaction, and roll that back in any case. */
+static Jsonb *
+try_and_undo(DgenModule *module, DgenCallbackKind kind, Jsonb *message, Jsonb *state)
+{
+	MemoryContext old = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	Jsonb	   *volatile said = NULL;
+
+	BeginInternalSubTransaction("dgen.try");
+	MemoryContextSwitchTo(old);
+	PG_TRY();
+	{
+		DgenScope	scope = {0};
+		DgenResult	result;
+		NullableDatum args[3];
+		int			nargs = trial_args(kind, message, state, args);
+
+		scope.module = module;
+		scope.server = psprintf("%s/try", module->name);
+		scope.hash = dgen_address_hash(scope.server, strlen(scope.server));
+		scope.kind = trial_kind(kind);
+		dgen_handler_run(&scope, kind, DGEN_AS_OWNER, nargs, args, &result);
+		said = describe(&result, dgen_module_callback(module, kind));
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ReThrowError(dgen_subxact_abort(old, owner));
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	CurrentResourceOwner = owner;
+	return said;
+}
+
 PG_FUNCTION_INFO_V1(dgen_try);
 
 /*
@@ -310,35 +353,21 @@ dgen_try(PG_FUNCTION_ARGS)
 	DgenCallbackKind kind = callback_by_name(dgen_arg_text(fcinfo, 1));
 	Jsonb	   *message = dgen_arg_jsonb(fcinfo, 2);
 	Jsonb	   *state = dgen_arg_jsonb(fcinfo, 3);
-	MemoryContext old = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
 	DgenModule *module;
-	DgenScope	scope = {0};
-	DgenResult	result;
-	NullableDatum args[3];
-	Jsonb	   *said;
 
 	if (name == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("name of a module must not be null")));
+	if (kind == DGEN_HANDLE_LOCKED)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("a procedure cannot be tried"),
+				 errdetail("handle_locked may commit, which cannot be undone.")));
 	module = dgen_module_get(name, false);
 	dgen_module_check_operate(module);
 	dgen_module_check_running(module);
-
-	BeginInternalSubTransaction("dgen.try");
-	MemoryContextSwitchTo(old);
-	scope.module = module;
-	scope.server = psprintf("%s/try", module->name);
-	scope.hash = dgen_address_hash(scope.server, strlen(scope.server));
-	scope.kind = kind == DGEN_HANDLE_CALL ? "call" : kind == DGEN_HANDLE_INFO ? "info" : "cast";
-	dgen_handler_run(&scope, kind, DGEN_AS_OWNER, trial_args(kind, message, state, args),
-					 args, &result);
-	said = describe(&result, dgen_module_callback(module, kind));
-	RollbackAndReleaseCurrentSubTransaction();
-	MemoryContextSwitchTo(old);
-	CurrentResourceOwner = owner;
-	PG_RETURN_JSONB_P(said);
+	PG_RETURN_JSONB_P(try_and_undo(module, kind, message, state));
 }
 
 /* ---------------------------------------------------------------- wait_idle */

@@ -13,6 +13,7 @@
 
 #include "catalog/pg_type.h"
 #include "utils/fmgrprotos.h"
+#include "utils/resowner.h"
 
 #define NFIELDS 4
 
@@ -233,4 +234,23 @@ dgen_error_fault(int sqlerrcode)
 			return DGEN_FAULT_ENVIRONMENT;
 	}
 	return DGEN_FAULT_OWN;
+}
+
+/*
+ * In a PG_CATCH that ends an internal subtransaction: leave it, whatever the
+ * error, and return the error.  To throw it on from inside would leave the
+ * subtransaction open, and the caller's own handling would end the wrong one.
+ */
+ErrorData *
+dgen_subxact_abort(MemoryContext mcxt, ResourceOwner owner)
+{
+	ErrorData  *edata;
+
+	MemoryContextSwitchTo(mcxt);
+	edata = CopyErrorData();
+	FlushErrorState();
+	RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(mcxt);
+	CurrentResourceOwner = owner;
+	return edata;
 }

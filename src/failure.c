@@ -188,7 +188,6 @@ run_handle_dead_letter(DgenModule *module, DgenMessage *msg, int attempts, const
 
 	if (!module->callbacks[DGEN_HANDLE_DEAD_LETTER].present)
 		return;
-	PushActiveSnapshot(GetTransactionSnapshot());
 	BeginInternalSubTransaction("handle_dead_letter");
 	MemoryContextSwitchTo(old);
 	PG_TRY();
@@ -218,10 +217,7 @@ run_handle_dead_letter(DgenModule *module, DgenMessage *msg, int attempts, const
 		ErrorData  *edata;
 
 		dgen_worker_disarm();
-		MemoryContextSwitchTo(old);
-		edata = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
+		edata = dgen_subxact_abort(old, owner);
 		ereport(LOG,
 				(errcode(edata->sqlerrcode),
 				 errmsg("handle_dead_letter of module \"%s\" failed: %s",
@@ -231,7 +227,6 @@ run_handle_dead_letter(DgenModule *module, DgenMessage *msg, int attempts, const
 	PG_END_TRY();
 	MemoryContextSwitchTo(old);
 	CurrentResourceOwner = owner;
-	PopActiveSnapshot();
 }
 
 static void
@@ -349,6 +344,7 @@ record(Batch *b, BatchItem *item)
 		return;
 	server = dgen_server_read(servers, msg->server, msg->hash, NULL);
 	read_attempt(attempts, msg->id, &a);
+	PushActiveSnapshot(GetTransactionSnapshot());
 	if (decide(b, module, msg, &a))
 		bury(module, server, messages, attempts, msg, &a, b->error);
 	else
@@ -358,6 +354,7 @@ record(Batch *b, BatchItem *item)
 	}
 	note_failing(server, has_attempts(attempts, server->address));
 	dgen_server_write(servers, server, NULL);
+	PopActiveSnapshot();
 	dgen_table_close(messages);
 	dgen_table_close(attempts);
 	dgen_table_close(servers);

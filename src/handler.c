@@ -25,6 +25,7 @@
 #include "dgen.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "pgstat.h"
 #include "utils/acl.h"
@@ -105,7 +106,9 @@ dgen_scope_say(DgenDirective what, const char *text, const Interval *interval)
 	if (dgen_scope == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
-				 errmsg("dgen.%s() can be used in a handler only", directive_name(what))));
+				 errmsg("dgen.%s() can be used in a handler only", directive_name(what)),
+				 errdetail("No handler is running in this session."),
+				 errhint("Call it in a callback such as handle_call.")));
 	check_allowed(dgen_scope, what);
 	old = MemoryContextSwitchTo(TopTransactionContext);
 	said = palloc0(sizeof(DgenSaid));
@@ -184,6 +187,26 @@ become_owner(DgenModule *module, DgenIdentity identity)
 	if (module->timezone != NULL)
 		(void) set_config_option("timezone", module->timezone, PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_SAVE, true, 0, false);
+}
+
+/*
+ * A restricted operation may not make temporary tables, but PostgreSQL lets
+ * other objects through once the session has a temporary schema: and a domain
+ * or function left there would run as the caller, who finds it before
+ * pg_catalog's.
+ */
+static void
+check_temporary_schema(DgenModule *module)
+{
+	if (!InSecurityRestrictedOperation() ||
+		(MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE) == 0)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("callback of module \"%s\" used the temporary schema of its caller", module->name),
+			 errdetail("It runs for role \"%s\", which is not its owner's to become.",
+					   GetUserNameFromId(GetSessionUserId(), true)),
+			 errhint("Use permanent tables, or dgen.call(), whose worker has a temporary schema of its own.")));
 }
 
 /* ---------------------------------------------------------------- results */
@@ -337,6 +360,7 @@ dgen_handler_run(DgenScope *what, DgenCallbackKind kind, DgenIdentity identity,
 	int			save_sec_context;
 	int			nest_level = NewGUCNestLevel();
 	bool		save_readonly = XactReadOnly;
+	int			save_flags = MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE;
 	Datum		value;
 
 	memset(result, 0, sizeof(DgenResult));
@@ -362,9 +386,12 @@ dgen_handler_run(DgenScope *what, DgenCallbackKind kind, DgenIdentity identity,
 		fcinfo->args[i].value = i < nargs ? args[i].value : (Datum) 0;
 		fcinfo->args[i].isnull = i < nargs ? args[i].isnull : true;
 	}
+	MyXactFlags &= ~XACT_FLAGS_ACCESSEDTEMPNAMESPACE;
 	pgstat_init_function_usage(fcinfo, &usage);
 	value = FunctionCallInvoke(fcinfo);
 	pgstat_end_function_usage(&usage, true);
+	check_temporary_schema(module);
+	MyXactFlags |= save_flags;
 
 	decode_result(cb, value, fcinfo->isnull, result);
 	merge_directives(scope, result);

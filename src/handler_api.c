@@ -14,7 +14,9 @@ scope_or_error(const char *function)
 	if (dgen_scope == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
-				 errmsg("dgen.%s() can be used in a handler only", function)));
+				 errmsg("dgen.%s() can be used in a handler only", function),
+				 errdetail("No handler is running in this session."),
+				 errhint("Call it in a callback such as handle_call.")));
 	return dgen_scope;
 }
 

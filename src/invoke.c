@@ -144,16 +144,11 @@ handle_in_subtransaction(DgenModule *module, const DgenAddress *to, List *own)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata;
+		ErrorData  *edata = dgen_subxact_abort(old, owner);
 
-		MemoryContextSwitchTo(old);
-		edata = CopyErrorData();
 		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED ||
 			dgen_error_fault(edata->sqlerrcode) == DGEN_FAULT_CONFLICT)
-			PG_RE_THROW();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		CurrentResourceOwner = owner;
+			ReThrowError(edata);
 		dgen_batch_overtakes();
 		would_overtake(to, psprintf("One of them failed: %s", edata->message),
 					   "See dgen.messages; it is tried again, and may end as a dead letter.");

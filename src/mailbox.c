@@ -277,21 +277,24 @@ dgen_mailbox_count(DgenTable *table, int64 hash, int64 max)
 	return n;
 }
 
-/*
- * Refuse to fill a mailbox beyond its limit.  The estimate is cheap; only
- * when it comes near the limit are rows counted.
- */
-static void
-check_mailbox(DgenTable *table, DgenModule *module, const char *server, int64 hash)
+/* Does the estimate say that a mailbox may be full? Counts one more message. */
+static bool
+may_be_full(DgenModule *module, int64 hash)
 {
 	bool		known;
 	int64		length = dgen_length_add(hash, 1, &known);
 
-	if (known ? length <= module->max_mailbox : length <= module->max_mailbox / 16)
-		return;
-	length = dgen_mailbox_count(table, hash, module->max_mailbox) + 1;
-	dgen_length_set(hash, length);
-	if (length > module->max_mailbox)
+	return known ? length > module->max_mailbox : length > module->max_mailbox / 16;
+}
+
+/* Count the rows, and refuse to fill a mailbox beyond its limit. */
+static void
+check_mailbox(DgenTable *table, DgenModule *module, const char *server, int64 hash)
+{
+	int64		length = dgen_mailbox_count(table, hash, module->max_mailbox);
+
+	dgen_length_set(hash, length + 1);
+	if (length >= module->max_mailbox)
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_MAILBOX_FULL),
 				 errmsg("mailbox of server \"%s\" is full", server),
@@ -335,6 +338,42 @@ send_delayed(DgenMessage *msg)
 	dgen_due_at_commit(msg->due_at);
 }
 
+/* Rows of one send that wait to be inserted together. */
+typedef struct Pending
+{
+	DgenTable  *table;
+	HeapTuple  *tuples;
+	int			n;
+} Pending;
+
+static void
+flush_pending(Pending *pending)
+{
+	if (pending->n > 0)
+		dgen_table_insert_many(pending->table, pending->n, pending->tuples);
+	pending->n = 0;
+}
+
+static void
+send_now(DgenModule *module, DgenMessage *msg, Pending *pending, bool alone)
+{
+	Datum		values[DGEN_MESSAGE_NATTS];
+	bool		nulls[DGEN_MESSAGE_NATTS];
+
+	if (may_be_full(module, msg->hash))
+	{
+		flush_pending(pending);
+		check_mailbox(pending->table, module, msg->server, msg->hash);
+	}
+	dgen_bound_publish(msg->hash, dgen_last_message_id());
+	msg->id = dgen_draw_id();
+	dgen_message_form(msg, values, nulls);
+	if (alone)
+		dgen_table_insert(pending->table, values, nulls, NULL);
+	else
+		pending->tuples[pending->n++] = dgen_table_form(pending->table, values, nulls);
+}
+
 /*
  * Send n messages to servers of one module: draws ids in order and inserts
  * the rows.  The caller has checked rights and run accept.
@@ -342,41 +381,29 @@ send_delayed(DgenMessage *msg)
 void
 dgen_mailbox_send(DgenModule *module, DgenMessage *msgs, int n)
 {
-	DgenTable  *table = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
-	HeapTuple  *tuples = palloc(n * sizeof(HeapTuple));
-	int			ntuples = 0;
+	Pending		pending;
 
+	pending.table = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
+	pending.tuples = palloc(n * sizeof(HeapTuple));
+	pending.n = 0;
 	for (int i = 0; i < n; i++)
 	{
 		DgenMessage *msg = &msgs[i];
 
 		check_size(module, msg);
 		if (msg->due_at == 0)
+			send_now(module, msg, &pending, n == 1);
+		else
 		{
-			check_mailbox(table, module, msg->server, msg->hash);
-			dgen_bound_publish(msg->hash, dgen_last_message_id());
+			msg->id = dgen_draw_id();
+			send_delayed(msg);
 		}
-		msg->id = dgen_draw_id();
 		if (dgen_scope == NULL)
 			remember_target(msg->hash);
 		remember(msg->id, msg->hash, module)->due_at = msg->due_at;
-		if (msg->due_at != 0)
-			send_delayed(msg);
-		else
-		{
-			Datum		values[DGEN_MESSAGE_NATTS];
-			bool		nulls[DGEN_MESSAGE_NATTS];
-
-			dgen_message_form(msg, values, nulls);
-			if (n == 1)
-				dgen_table_insert(table, values, nulls, NULL);
-			else
-				tuples[ntuples++] = dgen_table_form(table, values, nulls);
-		}
 	}
-	if (ntuples > 0)
-		dgen_table_insert_many(table, ntuples, tuples);
-	dgen_table_close(table);
+	flush_pending(&pending);
+	dgen_table_close(pending.table);
 }
 
 /*

@@ -56,8 +56,11 @@ answer_no_server(Batch *b, BatchItem *item, DgenServer *server)
 	err.sqlerrcode = stopped ? ERRCODE_DGEN_STOPPED : ERRCODE_DGEN_NO_SERVER;
 	err.message = stopped ? psprintf("server \"%s\" has stopped", server->address) :
 		psprintf("server \"%s\" does not exist", server->address);
-	if (stopped)
-		err.detail = psprintf("It stopped with reason \"%s\".", server->stop_reason);
+	err.detail = stopped ? psprintf("It stopped with reason \"%s\".", server->stop_reason) :
+		server->tombstone_until > GetCurrentTimestamp() ?
+		psprintf("It was deleted; its tombstone stands until %s.",
+				 timestamptz_to_str(server->tombstone_until)) :
+		psprintf("Module \"%s\" does not start servers by itself.", b->module->name);
 	err.hint = psprintf("Start it by dgen.start('%s').", server->address);
 	if (item->msg == NULL)
 	{
@@ -251,7 +254,10 @@ raise_directive(Batch *b, DgenActivation *act)
 		b->rejected = true;
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_REFUSED),
-				 errmsg("message was rejected: %s", act->reason)));
+				 errmsg("message was rejected: %s", act->reason),
+				 errdetail("The handler of server \"%s\" said so; what it did was undone.",
+						   act->server->address),
+				 errhint("See dgen.dead_letters for messages, which can be requeued.")));
 	}
 	b->retry_after = palloc(sizeof(Interval));
 	*b->retry_after = *act->retry_after;
@@ -328,7 +334,8 @@ begin_item(Batch *b, BatchItem *item)
 			return false;
 		if (item->msg->expires_at <= GetCurrentTimestamp())
 		{
-			DgenError	err = {ERRCODE_DGEN_TIMEOUT, "request expired before it was handled"};
+			DgenError	err = {ERRCODE_DGEN_TIMEOUT, "request expired before it was handled",
+				"It did not happen.", "Send it again, with a longer expires."};
 
 			if (item->msg->kind == 'r')
 				dgen_request_reply(b->module, item->msg, NULL, dgen_error_to_jsonb(&err));

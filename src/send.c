@@ -339,6 +339,9 @@ static int64
 integer_field(JsonbContainer *object, const char *name, int i, bool *found)
 {
 	JsonbValue	v;
+	char	   *text;
+	char	   *end;
+	int64		number;
 
 	*found = false;
 	if (field(object, name, &v) == NULL || v.type == jbvNull)
@@ -346,7 +349,37 @@ integer_field(JsonbContainer *object, const char *name, int i, bool *found)
 	if (v.type != jbvNumeric)
 		bad_element(i, psprintf("\"%s\" must be an integer.", name));
 	*found = true;
-	return DatumGetInt64(DirectFunctionCall1(numeric_int8, NumericGetDatum(v.val.numeric)));
+	text = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(v.val.numeric)));
+	errno = 0;
+	number = strtol(text, &end, 10);
+	if (*end != '\0' || errno != 0)
+		bad_element(i, psprintf("\"%s\" must be an integer, and is %s.", name, text));
+	return number;
+}
+
+/* A misspelt key would else be a setting that nobody heeds. */
+static void
+check_keys(JsonbContainer *object, int i)
+{
+	static const char *const known[] = {"server", "message", "delay", "expires",
+	"priority", "max_attempts"};
+	JsonbIterator *it = JsonbIteratorInit(object);
+	JsonbValue	v;
+	JsonbIteratorToken token;
+
+	while ((token = JsonbIteratorNext(&it, &v, true)) != WJB_DONE)
+	{
+		bool		found = false;
+
+		if (token != WJB_KEY)
+			continue;
+		for (int k = 0; k < lengthof(known); k++)
+			found |= v.val.string.len == (int) strlen(known[k]) &&
+				memcmp(v.val.string.val, known[k], v.val.string.len) == 0;
+		if (!found)
+			bad_element(i, psprintf("It has an unknown key \"%.*s\".",
+									v.val.string.len, v.val.string.val));
+	}
 }
 
 /* One element of cast_many: its address and its message. */
@@ -365,12 +398,15 @@ parse_element(JsonbValue *element, int i, DgenAddress *to, DgenMessage *msg)
 		bad_element(i, "It has no string \"server\".");
 	if (field(object, "message", &message) == NULL)
 		bad_element(i, "It has no \"message\".");
+	check_keys(object, i);
 	dgen_address_parse(server.val.string.val, server.val.string.len, to);
 	dgen_message_init(msg, to, 'c', JsonbValueToJsonb(&message));
 	number = interval_field(object, "delay", i, &found);
 	if (found && number > 0)
 		msg->due_at = msg->sent_at + number;
 	number = interval_field(object, "expires", i, &found);
+	if (found && number == 0)
+		bad_element(i, "\"expires\" must be greater than zero.");
 	if (found)
 		msg->expires_at = msg->sent_at + number;
 	number = integer_field(object, "priority", i, &found);

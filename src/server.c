@@ -27,6 +27,7 @@
 #include "access/transam.h"
 #include "executor/tuptable.h"
 #include "lib/ilist.h"
+#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "storage/predicate.h"
 #include "utils/hsearch.h"
@@ -155,6 +156,19 @@ cache_is_current(DgenTable *table, DgenServer *cached, Snapshot snapshot)
 	ItemPointerData tid = cached->tid;
 	bool		current = false;
 
+	/* VACUUM may have cut off the page since */
+	if (table->nblocks == InvalidBlockNumber)
+		table->nblocks = RelationGetNumberOfBlocks(table->rel);
+	if (ItemPointerGetBlockNumber(&tid) >= table->nblocks)
+	{
+		/* or the table has grown behind it */
+		table->nblocks = RelationGetNumberOfBlocks(table->rel);
+		if (ItemPointerGetBlockNumber(&tid) >= table->nblocks)
+		{
+			ExecDropSingleTupleTableSlot(slot);
+			return false;
+		}
+	}
 	if (table_tuple_fetch_row_version(table->rel, &tid, snapshot, slot))
 	{
 		bool		should_free;

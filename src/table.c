@@ -266,6 +266,7 @@ dgen_table_open(DgenTableId id, LOCKMODE lockmode)
 
 	table->rel = table_open(dgen_table_oid(id), lockmode);
 	check_columns(table, id);
+	table->nblocks = InvalidBlockNumber;
 	memset(table->scannable, -1, sizeof(table->scannable));
 	indexes = RelationGetIndexList(table->rel);
 	foreach(lc, indexes)

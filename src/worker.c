@@ -97,8 +97,10 @@ void
 dgen_worker_arm(int ms, bool company)
 {
 	in_company = company;
+	/* again and again: a handler may trap the first one */
 	if (ms > 0)
-		enable_timeout_after(my_timeout, ms);
+		enable_timeout_every(my_timeout, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms),
+							 Max(ms / 4, 10));
 }
 
 /* Before the commit: nothing of ours may cancel it. */
@@ -173,6 +175,10 @@ dgen_worker_check_split(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_QUERY_CANCELED),
 				 errmsg("activation must run alone")));
+	if (interrupt == DGEN_INTERRUPT_TIMEOUT)
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("handler ran longer than handler_timeout")));
 	CHECK_FOR_INTERRUPTS();
 }
 

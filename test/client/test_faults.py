@@ -3,14 +3,13 @@ that crash the server or end their worker, faults of the environment, poison,
 full mailboxes, sizes, and too few workers."""
 
 import re
-import threading
 import time
 
 import psycopg
 import pytest
 
-from cluster import Cluster, wait_for
-from common import (assert_nothing_left, connect_again, in_threads, value, wait_idle)
+from cluster import wait_for
+from common import assert_nothing_left, connect_again, in_threads, value, wait_idle
 
 # A module of many uses.  A message is {"do": what, ...}; what is handled is
 # noted in order.
@@ -183,8 +182,7 @@ def test_fault_that_holds(db, shared_cluster):
 def test_fault_that_counts(db, shared_cluster):
     """While other messages of the module succeed, it is the message's own."""
     make(shared_cluster, "m", QUICK + ", max_attempts => 2")
-    make_other = MODULE[MODULE.index("CREATE SCHEMA"):] % {"name": "other", "options": QUICK}
-    shared_cluster.psql(make_other)
+    shared_cluster.psql(MODULE[MODULE.index("CREATE SCHEMA"):] % {"name": "other", "options": QUICK})
     db.execute("""SELECT dgen.cast('m/1', '{"do": "fault"}')""")
     # another module's success does not
     for n in range(20):

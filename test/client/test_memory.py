@@ -1,14 +1,12 @@
 """What must not grow: a worker's memory, the cost of a message, what dead
 workers leave in shared memory."""
 
-import os
 import threading
-import time
 
 import psycopg
 import pytest
 
-from cluster import Cluster, wait_for
+from cluster import wait_for
 from common import LEASES, assert_nothing_left, in_threads, value, wait_idle
 
 MODULE = """

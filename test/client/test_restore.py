@@ -10,7 +10,7 @@ import pytest
 
 from build import give_to_server_user
 from cluster import PORT, Cluster, wait_for
-from common import assert_nothing_left, connect_again, in_threads, value, wait_idle
+from common import assert_nothing_left, in_threads, value, wait_idle
 
 PROMPT = 10     # seconds
 
@@ -435,6 +435,29 @@ def test_fast_stop(cluster):
         wait_idle(conn)
         assert value(conn, "SELECT count(*) FROM done WHERE message ? 'n'") == 20
         assert value(conn, "SELECT count(*) FROM done WHERE message ? 'do'") == 0
+        assert_nothing_left(conn)
+
+
+@pytest.mark.parametrize("how", ["stop", "rename"])
+def test_orderly_end_is_no_attempt(cluster, how):
+    """A message whose handler is cut off by a shutdown, or by a command that
+    sends dgen's processes away, is not at fault: it has its only attempt
+    still."""
+    cluster.psql("CREATE DATABASE d")
+    cluster.psql("CREATE EXTENSION dgen;" + MODULE.replace("pg_sleep(60)", "pg_sleep(1)")
+                 + "SELECT dgen.alter_module('m', max_attempts => 1)", dbname="d")
+    with cluster.connect(dbname="d") as conn:
+        conn.execute("SELECT dgen.cast('m/1', '{\"do\": \"sleep\"}')")
+        wait_for(lambda: value(conn, "SELECT count(*) FROM pg_stat_activity WHERE "
+                                     "backend_type = 'dgen worker' AND wait_event = 'PgSleep'") == 1)
+    if how == "stop":
+        cluster.restart("fast")
+    else:
+        cluster.psql("ALTER DATABASE d RENAME TO e; ALTER DATABASE e RENAME TO d")
+    with cluster.connect(dbname="d") as conn:
+        wait_idle(conn)
+        assert conn.execute("SELECT server, error FROM dgen.letter").fetchall() == []
+        assert value(conn, "SELECT dgen.state('m/1')") == 1
         assert_nothing_left(conn)
 
 
