@@ -13,6 +13,7 @@
 
 #include "compat.h"
 
+#include "access/detoast.h"
 #include "access/genam.h"
 #include "access/xact.h"
 #include "datatype/timestamp.h"
@@ -694,7 +695,8 @@ typedef struct DgenServer
 	char	   *vsn;
 	Jsonb	   *state;			/* NULL: SQL null */
 	Jsonb	   *stored;			/* the state as the row and its patches have it */
-	struct varlena *base;		/* TOAST pointer of the row's state column, if it is one */
+	bool		has_base;		/* the row's state column is a TOAST pointer, */
+	char		base[TOAST_POINTER_SIZE];	/* this one */
 	int64		base_version;	/* of which version the column is */
 	int64		patch_bytes;	/* in dgen.patch, behind it */
 	Jsonb	   *attributes;		/* in their table, if they are known; NULL: no row */

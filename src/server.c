@@ -526,11 +526,6 @@ dgen_cache_store(DgenServer *server)
 			memcpy(copy.state, server->state, VARSIZE(server->state));
 		}
 		copy.stored = copy.state;
-		if (server->base != NULL)
-		{
-			copy.base = palloc(VARSIZE_EXTERNAL(server->base));
-			memcpy(copy.base, server->base, VARSIZE_EXTERNAL(server->base));
-		}
 		if (server->attributes != NULL)
 		{
 			copy.attributes = palloc(VARSIZE(server->attributes));

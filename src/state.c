@@ -114,11 +114,9 @@ keep_base(DgenServer *server, Datum column)
 {
 	struct varlena *raw = (struct varlena *) DatumGetPointer(column);
 
-	server->base = NULL;
-	if (!VARATT_IS_EXTERNAL_ONDISK(raw))
-		return;
-	server->base = palloc(VARSIZE_EXTERNAL(raw));
-	memcpy(server->base, raw, VARSIZE_EXTERNAL(raw));
+	server->has_base = VARATT_IS_EXTERNAL_ONDISK(raw);
+	if (server->has_base)
+		memcpy(server->base, raw, TOAST_POINTER_SIZE);
 }
 
 /*
@@ -128,7 +126,7 @@ keep_base(DgenServer *server, Datum column)
 void
 dgen_state_load(DgenServer *server, Datum column, bool isnull, Snapshot snapshot)
 {
-	server->base = NULL;
+	server->has_base = false;
 	server->state = NULL;
 	if (!isnull)
 	{
@@ -181,7 +179,7 @@ append_patch(DgenServer *server)
 {
 	Jsonb	   *patch;
 
-	if (server->base == NULL || server->stored == NULL ||
+	if (!server->has_base || server->stored == NULL ||
 		VARSIZE(server->state) < PATCH_MIN_STATE ||
 		server->patch_bytes >= VARSIZE(server->state) / FOLD_PART)
 		return false;
@@ -205,11 +203,11 @@ dgen_state_store(DgenServer *server, bool *isnull)
 	if (server->erased || server->state == NULL)
 	{
 		delete_patches(server);
-		server->base = NULL;
+		server->has_base = false;
 		server->base_version = server->version;
 		return (Datum) 0;
 	}
-	if (server->base != NULL && (server->state == server->stored || append_patch(server)))
+	if (server->has_base && (server->state == server->stored || append_patch(server)))
 	{
 		server->stored = server->state;
 		return PointerGetDatum(server->base);
@@ -219,7 +217,7 @@ dgen_state_store(DgenServer *server, bool *isnull)
 		delete_patches(server);
 		server->base_version = server->version;
 	}
-	server->base = NULL;
+	server->has_base = false;
 	server->stored = server->state;
 	return JsonbPGetDatum(server->state);
 }
@@ -233,7 +231,7 @@ dgen_state_stored(DgenTable *table, DgenServer *server)
 	TupleTableSlot *slot;
 	ItemPointerData tid = server->tid;
 
-	if (server->base != NULL || server->state == NULL ||
+	if (server->has_base || server->state == NULL ||
 		VARSIZE(server->state) < PATCH_MIN_STATE)
 		return;
 	slot = table_slot_create(table->rel, NULL);
@@ -241,12 +239,9 @@ dgen_state_stored(DgenTable *table, DgenServer *server)
 	{
 		bool		isnull;
 		Datum		column = slot_getattr(slot, COL_STATE + 1, &isnull);
-		MemoryContext old = MemoryContextSwitchTo(GetMemoryChunkContext(server->state));
 
-		/* as long-lived as the state */
 		if (!isnull)
 			keep_base(server, column);
-		MemoryContextSwitchTo(old);
 	}
 	ExecDropSingleTupleTableSlot(slot);
 }
