@@ -16,13 +16,13 @@ CREATE FUNCTION dgen.stop(server text, reason text DEFAULT 'normal')
 RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'dgen_stop';
 COMMENT ON FUNCTION dgen.stop(text, text) IS
-'end a server''s incarnation; its state is kept or not as the module''s on_stop says, its messages are kept; false if none was alive';
+'end a server''s incarnation; its state is kept or not as the module''s on_stop says, its messages are kept; false if none was alive any more. There must have been one';
 
 CREATE FUNCTION dgen.kill(server text, reason text DEFAULT 'killed')
 RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'dgen_kill';
 COMMENT ON FUNCTION dgen.kill(text, text) IS
-'end a server''s incarnation and drop its state; its messages are kept; false if none was alive';
+'end a server''s incarnation and drop its state; its messages are kept; false if none was alive any more. There must have been one';
 
 CREATE FUNCTION dgen.delete(server text, tombstone interval DEFAULT NULL)
 RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE

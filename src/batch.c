@@ -186,6 +186,74 @@ dgen_batch_xact_callback(XactEvent event)
 	}
 }
 
+/* ---------------------------------------------------------------- giving back */
+
+/*
+ * Give one entry back to the ready queue, with its calls that nobody has
+ * answered.
+ */
+static void
+give_back_lease(Batch *b, int lease)
+{
+	DgenTaken  *taken = b->leases[lease].taken;
+	dsa_pointer *link = &taken->calls;
+
+	if (b->leases[lease].gone)
+		return;
+	*link = InvalidDsaPointer;
+	for (int c = 0; c < b->ncalls; c++)
+	{
+		BatchCall  *call = &b->calls[c];
+
+		if (call->lease != lease)
+			continue;
+		call->lease = DGEN_NONE;
+		if (call->answered)
+		{
+			dgen_call_unref(call->call, call->self);
+			continue;
+		}
+		pg_atomic_write_u32(&call->call->worker_slot, DGEN_NO_SLOT);
+		pg_atomic_write_u64(&call->call->worker_vxid, 0);
+		call->call->next = InvalidDsaPointer;
+		*link = call->self;
+		link = &call->call->next;
+	}
+	dgen_ready_give_back(b->pool, taken, b->leases[lease].more, b->leases[lease].park_until);
+	b->leases[lease].gone = true;
+}
+
+/* Give everything back; also when the worker dies. */
+static void
+give_back(Batch *b)
+{
+	for (int i = 0; i < b->nleases; i++)
+		give_back_lease(b, i);
+	b->nleases = b->ncalls = 0;
+}
+
+/*
+ * After the cut: entries that have no part in this batch need not wait for
+ * its handlers, which may take long.
+ */
+static void
+give_back_idle(Batch *b)
+{
+	bool		used[DGEN_MAX_BATCH] = {false};
+
+	for (int i = 0; i < b->nitems; i++)
+		used[b->items[i].lease] = true;
+	for (int i = 0; i < b->nleases; i++)
+	{
+		if (used[i] || b->leases[i].gone)
+			continue;
+		if (b->leases[i].held)
+			dgen_lease_release(b->leases[i].taken->hash);
+		b->leases[i].held = b->leases[i].read = false;
+		give_back_lease(b, i);
+	}
+}
+
 /* ---------------------------------------------------------------- one try */
 
 static void
@@ -221,6 +289,8 @@ publish_vxid(Batch *b)
 
 	for (int i = 0; i < b->ncalls; i++)
 	{
+		if (b->calls[i].lease == DGEN_NONE)
+			continue;
 		pg_atomic_write_u32(&b->calls[i].call->worker_slot, dgen_my_slot - dgen_shared->slots);
 		pg_atomic_write_u64(&b->calls[i].call->worker_vxid, vxid);
 	}
@@ -234,7 +304,8 @@ answer_module_dropped(Batch *b)
 	{
 		DgenError	err = {ERRCODE_DGEN_NO_MODULE};
 
-		if (b->calls[i].answered || !dgen_call_begin(b->calls[i].call))
+		if (b->calls[i].lease == DGEN_NONE || b->calls[i].answered ||
+			!dgen_call_begin(b->calls[i].call))
 			continue;
 		err.message = psprintf("module of server \"%s\" was dropped", b->calls[i].call->data);
 		dgen_call_put_error(b->calls[i].call, &err);
@@ -266,7 +337,8 @@ module_is_ready(Batch *b)
 	}
 	/* what made it ready again may ring nobody: callers look again by themselves */
 	for (int i = 0; wait == DT_NOEND && i < b->ncalls; i++)
-		b->leases[b->calls[i].lease].park_until = GetCurrentTimestamp() + INT64CONST(1000000);
+		if (b->calls[i].lease != DGEN_NONE)
+			b->leases[b->calls[i].lease].park_until = GetCurrentTimestamp() + INT64CONST(1000000);
 	return wait == 0;
 }
 
@@ -353,6 +425,7 @@ try_body(Batch *b)
 			b->nitems = 0;
 		else if (b->nitems > 0)
 		{
+			give_back_idle(b);
 			report_activity(b);
 			dgen_run_items(b);
 			dgen_run_finish(b);
@@ -381,6 +454,8 @@ calls_after_abort(Batch *b)
 	{
 		uint32		running = DGEN_CALL_RUNNING;
 
+		if (b->calls[i].lease == DGEN_NONE)
+			continue;
 		pg_atomic_write_u64(&b->calls[i].call->worker_vxid, 0);
 		pg_atomic_compare_exchange_u32(&b->calls[i].call->state, &running, DGEN_CALL_QUEUED);
 	}
@@ -441,8 +516,11 @@ mark_answered(Batch *b)
 {
 	for (int i = 0; i < b->ncalls; i++)
 	{
-		uint32		state = pg_atomic_read_u32(&b->calls[i].call->state);
+		uint32		state;
 
+		if (b->calls[i].lease == DGEN_NONE)
+			continue;
+		state = pg_atomic_read_u32(&b->calls[i].call->state);
 		if (state == DGEN_CALL_DONE || state == DGEN_CALL_ABANDONED ||
 			state == DGEN_CALL_DEFERRED)
 			b->calls[i].answered = true;
@@ -557,56 +635,10 @@ fail_item(Batch *b, BatchItem *item, DgenInterrupt why)
 		b->leases[i].more = true;
 }
 
-/* Give one entry back, with its calls that nobody answered. */
-static void
-give_back_lease(Batch *b, int lease)
-{
-	DgenTaken  *taken = b->leases[lease].taken;
-	dsa_pointer *link = &taken->calls;
-
-	*link = InvalidDsaPointer;
-	for (int c = 0; c < b->ncalls; c++)
-	{
-		BatchCall  *call = &b->calls[c];
-
-		if (call->lease != lease || call->answered)
-			continue;
-		pg_atomic_write_u32(&call->call->worker_slot, DGEN_NO_SLOT);
-		pg_atomic_write_u64(&call->call->worker_vxid, 0);
-		call->call->next = InvalidDsaPointer;
-		*link = call->self;
-		link = &call->call->next;
-	}
-	dgen_ready_give_back(b->pool, taken, b->leases[lease].more, b->leases[lease].park_until);
-}
-
-/*
- * Give everything back to the ready queue: calls that nobody answered, and
- * servers that have more to do.  Also when the worker dies.
- */
-static void
-give_back(Batch *b)
-{
-	for (int i = 0; i < b->nleases; i++)
-		give_back_lease(b, i);
-	for (int c = 0; c < b->ncalls; c++)
-	{
-		if (b->calls[c].answered)
-			dgen_call_unref(b->calls[c].call, b->calls[c].self);
-	}
-	b->nleases = b->ncalls = 0;
-}
-
-/*
- * One item runs alone next, perhaps for long: let all others go to whoever is
- * free.
- */
+/* One item runs alone next: let all others go to whoever is free. */
 static void
 keep_only(Batch *b, int lease)
 {
-	BatchLease	kept = b->leases[lease];
-	int			ncalls = 0;
-
 	for (int i = 0; i < b->nleases; i++)
 	{
 		b->leases[i].more = true;
@@ -614,19 +646,6 @@ keep_only(Batch *b, int lease)
 		if (i != lease)
 			give_back_lease(b, i);
 	}
-	for (int c = 0; c < b->ncalls; c++)
-	{
-		if (b->calls[c].lease == lease)
-		{
-			b->calls[ncalls] = b->calls[c];
-			b->calls[ncalls++].lease = 0;
-		}
-		else if (b->calls[c].answered)
-			dgen_call_unref(b->calls[c].call, b->calls[c].self);
-	}
-	b->ncalls = ncalls;
-	b->leases[0] = kept;
-	b->nleases = 1;
 }
 
 /* The item that failed in company is next, alone. */
@@ -808,6 +827,15 @@ dgen_batch_serve(int pool, DgenTaken *taken, int n, int32 module_id)
 	MemoryContextDelete(mcxt);
 }
 
+/* Has the worker to make way for a command on its database? */
+static bool
+sent_away(void)
+{
+	DgenDatabase *db = dgen_database(MyDatabaseId, false);
+
+	return db != NULL && db->kept_out > 0;
+}
+
 /*
  * The worker leaves in the middle of a batch (FATAL): its transaction has
  * been rolled back.  Its calls go back to the queue; one that has lost three
@@ -820,13 +848,15 @@ dgen_batch_at_exit(void)
 
 	if (b->nleases == 0)
 		return;
-	if (b->current >= 0 && b->items[b->current].msg != NULL)
+	if (b->current >= 0 && b->items[b->current].msg != NULL && !sent_away())
 		dgen_hand_suspect_add(MyDatabaseId, b->items[b->current].msg->id);
 	for (int i = 0; i < b->ncalls; i++)
 	{
 		DgenCall   *call = b->calls[i].call;
 		uint32		running = DGEN_CALL_RUNNING;
 
+		if (b->calls[i].lease == DGEN_NONE)
+			continue;
 		if (b->calls[i].answered || pg_atomic_read_u32(&call->state) == DGEN_CALL_DONE)
 		{
 			b->calls[i].answered = true;

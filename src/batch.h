@@ -38,7 +38,7 @@ typedef struct BatchCall
 {
 	DgenCall   *call;
 	dsa_pointer self;
-	int			lease;
+	int			lease;			/* DGEN_NONE: given back, and no longer ours */
 	bool		answered;		/* no longer the queue's; unref'd at the end */
 } BatchCall;
 
@@ -46,6 +46,7 @@ typedef struct BatchCall
 typedef struct BatchLease
 {
 	DgenTaken  *taken;
+	bool		gone;			/* given back */
 	bool		held;			/* in this try */
 	bool		read;			/* its mailbox was read in this try */
 	bool		more;			/* there may be work left */

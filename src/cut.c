@@ -73,7 +73,10 @@ take_touched(Batch *b)
 	for (int i = 0; i < b->ntouched; i++)
 		hashes[n++] = b->touched[i];
 	for (int i = 0; i < b->nleases && n < DGEN_MAX_BATCH; i++)
-		hashes[n++] = b->leases[i].taken->hash;
+	{
+		if (!b->leases[i].gone)
+			hashes[n++] = b->leases[i].taken->hash;
+	}
 	qsort(hashes, n, sizeof(int64), compare_int64);
 	for (int i = 0; i < n; i++)
 		(void) dgen_lease_take(hashes[i], true);
@@ -454,6 +457,8 @@ dgen_cut_take(Batch *b)
 	{
 		BatchLease *lease = &b->leases[i];
 
+		if (lease->gone)
+			continue;
 		lease->held = lease->read = lease->more = false;
 		lease->park_until = 0;
 		lease->consumed = 0;
@@ -467,7 +472,7 @@ dgen_cut_take(Batch *b)
 	snapshot = RegisterSnapshot(GetCatalogSnapshot(RelationGetRelid(b->messages->rel)));
 	for (int i = 0; i < b->nleases; i++)
 	{
-		if (!b->leases[i].held)
+		if (b->leases[i].gone || !b->leases[i].held)
 			continue;
 		if (b->nitems >= b->max_items || !plan_lease(b, i, snapshot))
 			b->leases[i].more = true;

@@ -712,6 +712,7 @@ typedef struct DgenServer
 
 /* the lease: a transaction-level lock on the hash; false if not wait and taken */
 extern bool dgen_lease_take(int64 hash, bool wait);
+extern void dgen_lease_release(int64 hash);
 extern bool dgen_lease_held(int64 hash);
 extern void dgen_lease_wait(int64 hash);	/* until free, then lets go at once */
 

@@ -29,6 +29,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "catalog/pg_control.h"
+#include "common/controldata_utils.h"
 #include "common/file_perm.h"
 #include "pgstat.h"
 #include "storage/fd.h"
@@ -174,6 +176,19 @@ add_suspect(Hand *found, int n, const Hand *hand)
 	return n + 1;
 }
 
+/* Did the server end in order?  Then nothing that was in hand is to blame. */
+static bool
+was_shut_down(void)
+{
+	bool		crc_ok;
+	ControlFileData *control = get_controlfile(DataDir, &crc_ok);
+	bool		result = crc_ok && (control->state == DB_SHUTDOWNED ||
+									control->state == DB_SHUTDOWNED_IN_RECOVERY);
+
+	pfree(control);
+	return result;
+}
+
 /*
  * In the postmaster, at its start and after a crash of any of its children,
  * when none of them is left: what is in the file becomes suspect.
@@ -195,6 +210,8 @@ dgen_hand_startup(void)
 	}
 
 	found = palloc0(mul_size(suspects_max(), sizeof(Hand)));
+	if (was_shut_down())
+		memset(file->hands, 0, (max_worker_processes + suspects_max()) * sizeof(Hand));
 	for (int i = 0; i < suspects_max(); i++)
 		n = add_suspect(found, n, &file_suspects()[i]);
 	for (int i = 0; i < max_worker_processes; i++)

@@ -818,9 +818,11 @@ grow_pool(int poolno)
 static void
 start_workers(void)
 {
+	int			first = first_pool;
+
 	for (int i = 0; i < DGEN_MAX_POOLS; i++)
 	{
-		int			poolno = (first_pool + i) % DGEN_MAX_POOLS;
+		int			poolno = (first + i) % DGEN_MAX_POOLS;
 		PoolView   *view = &views[poolno];
 
 		report_failures(poolno);
@@ -829,11 +831,15 @@ start_workers(void)
 		if (database_workers[view->database] >= dgen_max_workers)
 			place_wanted[view->database] = true;
 		else
+		{
 			grow_pool(poolno);
+			/* who had a place goes behind all who wait for one */
+			first_pool = (poolno + 1) % DGEN_MAX_POOLS;
+		}
 	}
 	for (int i = 0; i < DGEN_MAX_POOLS; i++)
 	{
-		int			poolno = (first_pool + i) % DGEN_MAX_POOLS;
+		int			poolno = (first + i) % DGEN_MAX_POOLS;
 		PoolView   *view = &views[poolno];
 		TimestampTz grow_at;
 
@@ -854,7 +860,6 @@ start_workers(void)
 			/* at a steady load the head is always young: not too often */
 			look_at(TimestampTzPlusMilliseconds(pass_time, HEAD_WAIT_MS));
 	}
-	first_pool = (first_pool + 1) % DGEN_MAX_POOLS;
 }
 
 /* Publish where a place is wanted, and wake those who might make room. */

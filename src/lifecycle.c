@@ -631,6 +631,27 @@ wanted_database(Node *stmt, bool top_level)
 	return database;
 }
 
+/*
+ * DROP EXTENSION dgen: workers hold locks on its tables in their own order, so
+ * they had better not be there.
+ */
+static bool
+drops_extension(Node *stmt)
+{
+	DropStmt   *drop = (DropStmt *) stmt;
+	ListCell   *lc;
+
+	if (!IsA(stmt, DropStmt) || drop->removeType != OBJECT_EXTENSION || !superuser() ||
+		dgen_is_worker())
+		return false;
+	foreach(lc, drop->objects)
+	{
+		if (strcmp(strVal(lfirst(lc)), "dgen") == 0)
+			return true;
+	}
+	return false;
+}
+
 /* ------------------------------------------------------------------- hooks */
 
 /* What a statement would leave in the session, or NULL. */
@@ -684,7 +705,11 @@ dgen_ProcessUtility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	if (dgen_shared != NULL)
 		database = wanted_database(stmt, context == PROCESS_UTILITY_TOPLEVEL);
 	/* one's own database can be copied, and nothing else be done to it */
-	if (!OidIsValid(database) || (database == MyDatabaseId && !IsA(stmt, CreatedbStmt)))
+	if (database == MyDatabaseId && !IsA(stmt, CreatedbStmt))
+		database = InvalidOid;
+	if (dgen_shared != NULL && drops_extension(stmt))
+		database = MyDatabaseId;
+	if (!OidIsValid(database))
 	{
 		run_utility(pstmt, query, read_only_tree, context, params, env, dest, qc);
 		return;

@@ -544,7 +544,15 @@ dgen_ready_take(int poolno, bool allow_slow, int max, DgenTaken *taken, int32 *m
 			prev = i;
 			continue;
 		}
-		*module_id = entry->module_id;
+		if (n == 0)
+		{
+			/* no more than its pace lets into a batch */
+			uint32		pace = dgen_pace_get(pool->database, entry->module_id);
+
+			*module_id = entry->module_id;
+			if (pace > 0)
+				max = Min(max, Max(1, DGEN_BATCH_USECS / pace));
+		}
 		unlink_queued(pool, prev, i);
 		entry->state = DGEN_READY_RUNNING;
 		taken[n].entry = i;

@@ -84,6 +84,16 @@ dgen_lease_take(int64 hash, bool wait)
 	return LockAcquire(&tag, ExclusiveLock, false, !wait) != LOCKACQUIRE_NOT_AVAIL;
 }
 
+/* Let go of a lease early, which is right only if nothing was done under it. */
+void
+dgen_lease_release(int64 hash)
+{
+	LOCKTAG		tag;
+
+	lease_tag(&tag, hash);
+	LockRelease(&tag, ExclusiveLock, false);
+}
+
 bool
 dgen_lease_held(int64 hash)
 {

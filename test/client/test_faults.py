@@ -272,6 +272,24 @@ def test_slow_retry_holds_up_nobody(db, shared_cluster):
     assert_nothing_left(db)
 
 
+def test_slow_servers_hold_up_nobody(db, shared_cluster):
+    """Of four workers three are for slow modules: so many slow calls run at
+    once, and not some of them behind others, of other servers."""
+    make(shared_cluster, "m")
+    db.execute("INSERT INTO flag VALUES ('heal')")
+
+    def call(n):
+        with shared_cluster.connect() as conn:
+            conn.execute("SELECT dgen.call('m/%d', '{\"do\": \"slow\"}', timeout => '40 s')" % n)
+
+    def look():
+        wait_for(lambda: value(db, "SELECT count(*) FROM pg_stat_activity WHERE "
+                                   "backend_type = 'dgen worker' AND wait_event = 'PgSleep'") >= 3,
+                 6, message="slow calls wait for each other")
+    in_threads([lambda n=n: call(n) for n in range(6)] + [look], timeout=60)
+    assert done(db, "slow") == 6
+
+
 def lane_shares(conn, among):
     return [value(conn, "SELECT count(*) FROM (SELECT message FROM done ORDER BY seq LIMIT %s) d "
                         "WHERE message->>'lane' = %s", among, lane) or 0 for lane in ("1", "0", "-1")]

@@ -68,8 +68,12 @@ SELECT dgen.resume('calls/m2');
 SELECT pg_temp.error($$SELECT dgen.multi_call(NULL, '1')$$);
 SELECT pg_temp.error($$SELECT dgen.multi_call(ARRAY['calls/m1', NULL], '1')$$);
 SELECT pg_temp.error($$SELECT dgen.multi_call(ARRAY['calls/m1'], '1', '-1 s')$$);
-SELECT pg_temp.error($$SELECT dgen.multi_call(ARRAY['calls/m1', 'regress_dgen_nowhere/1'], '1')$$);
 SELECT pg_temp.error($$SELECT dgen.multi_call(ARRAY['calls/m1', '/'], '1')$$);
+-- what is wrong with the module of one is that one's error
+SELECT dgen.create_module('calls without', schema_name => 'calls', callbacks => '{"handle_call": null}') -> 'created';
+SELECT server, reply IS NOT NULL AS replied, error - 'context' FROM dgen.multi_call(
+  ARRAY['calls/m1', 'regress_dgen_nowhere/1', 'calls without/1', 'calls/m2'], '1');
+SELECT dgen.drop_module('calls without', true);
 
 --
 -- Errors of handlers arrive as they are, and undo what was done
@@ -116,6 +120,20 @@ SELECT t, pg_temp.try(format($$SELECT dgen.call('calls/slow', '1', %L)$$, t)) FR
 -- the module's own limit
 SELECT dgen.alter_module('calls', handler_timeout => '100 ms') -> 'created';
 SELECT pg_temp.try($$SELECT dgen.call('calls/slow', '{"do": "SELECT pg_sleep(30)"}')$$);
+-- also of one that traps what cancels it; it is cancelled again and again
+SELECT dgen.alter_module('calls', handler_timeout => '200 ms') -> 'created';
+CREATE FUNCTION calls.trap() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO calls.t VALUES (3);
+  FOR i IN 1..3 LOOP
+    BEGIN
+      PERFORM pg_sleep(30);
+    EXCEPTION WHEN query_canceled THEN
+    END;
+  END LOOP;
+END $$;
+SELECT pg_temp.try($$SELECT dgen.call('calls/slow', '{"do": "SELECT calls.trap()"}', '20 s')$$);
+SELECT count(*) FROM calls.t;
 SELECT dgen.alter_module('calls', handler_timeout => '30 s') -> 'created';
 SELECT dgen.call('calls/slow', '"last"');
 

@@ -89,7 +89,12 @@ SELECT m, pg_temp.try(format('SELECT dgen.cast_many(%L)', m)) FROM unnest(ARRAY[
   '[{"server": "messages/a", "message": 1, "delay": 1}]',
   '[{"server": "messages/a", "message": 1, "delay": "-1 s"}]',
   '[{"server": "messages/a", "message": 1, "expires": "-1 s"}]',
-  '[{"server": "messages/a", "message": 1, "max_attempts": 0}]']) m;
+  '[{"server": "messages/a", "message": 1, "expires": "0 s"}]',
+  '[{"server": "messages/a", "message": 1, "max_attempts": 0}]',
+  '[{"server": "messages/a", "message": 1, "max_attempts": 1.5}]',
+  '[{"server": "messages/a", "message": 1, "priority": 1e30}]',
+  '[{"server": "messages/a", "message": 1, "dedup_key": "k"}]',
+  '[{"server": "messages/a", "message": 1}, {"server": "messages/a", "message": 1, "Delay": "1 s"}]']) m;
 -- all or none
 SELECT count(*) FROM pg_temp.handled();
 
@@ -249,6 +254,7 @@ SELECT pg_temp.error($$SELECT dgen.send('messages/full', '4')$$);
 SELECT pg_temp.error($$SELECT dgen.send_request('messages/full', '4')$$);
 SELECT dgen.cast('messages/not full', '5') > 0;
 SELECT pg_temp.error($$SELECT dgen.cast_many((SELECT jsonb_agg('{"server": "messages/flood", "message": 1}'::jsonb) FROM generate_series(1, 4)))$$);
+SELECT pg_temp.error($$SELECT dgen.cast_many('[{"server": "messages/a", "message": 1}, {"server": "messages/full", "message": 4}]')$$);
 SELECT dgen.resume('messages/full');
 SELECT pg_temp.handled();
 SELECT dgen.cast('messages/full', '6') > 0;

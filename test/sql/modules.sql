@@ -280,15 +280,15 @@ SELECT search_path FROM dgen.modules WHERE module = 'modules';
 SELECT dgen.drop_module('modules', true);
 
 --
--- One that is not a schema's, and one without callbacks
+-- One that is not a schema's, and what is not there yet
 --
 SELECT dgen.create_module('regress.dgen "odd" name', schema_name => 'modules');
 SELECT dgen.call('regress.dgen "odd" name/1', '1');
 SELECT dgen.drop_module('regress.dgen "odd" name', true);
-DROP FUNCTION modules.handle_call;
-SELECT dgen.create_module('modules', "external" => true);
-SELECT owner, "external", callbacks FROM dgen.modules WHERE module = 'modules';
-SELECT pg_temp.try($$SELECT dgen.call('modules/1', '1')$$);
+SELECT pg_temp.try($$SELECT dgen.create_module('modules', "external" => true)$$);
+SELECT dgen.create_module('modules', "external" => false) -> 'created';
+SELECT pg_temp.error($$SELECT dgen.alter_module('modules', "external" => true)$$);
+SELECT "external" FROM dgen.modules WHERE module = 'modules';
 SELECT dgen.drop_module('modules', true);
 
 RESET ROLE;

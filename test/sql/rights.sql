@@ -36,7 +36,7 @@ BEGIN
   EXECUTE format('SET LOCAL ROLE %I', role);
   FOREACH f IN ARRAY ARRAY[
     'call(''rights/b'', ''["1"]'')',
-    'multi_call(ARRAY[''rights/b''], ''["1"]'') IS NOT NULL',
+    'multi_call(ARRAY[''rights/b''], ''["1"]'')',
     'cast(''rights/b'', ''1'') > 0',
     'cast_many(''[{"server": "rights/b", "message": 1}]'') IS NOT NULL',
     'send(''rights/b'', ''1'') > 0',
@@ -71,7 +71,10 @@ BEGIN
     'adopt()']
   LOOP
     IF f ~ filter THEN
-      RETURN NEXT f || ': ' || pg_temp.error('SELECT dgen.' || replace(f, id, '(' || id || ')'));
+      -- that one has errors as values
+      RETURN NEXT f || ': ' || pg_temp.error(CASE WHEN f LIKE 'multi_call%'
+        THEN 'SELECT coalesce((error ->> ''sqlstate'') || '' '' || (error ->> ''message''), reply::text) FROM dgen.' || f
+        ELSE 'SELECT dgen.' || replace(f, id, '(' || id || ')') END);
     END IF;
   END LOOP;
   RESET ROLE;
@@ -98,7 +101,7 @@ SELECT count(*) FROM dgen.servers WHERE server LIKE 'rights/%';
 SELECT count(*) FROM dgen.messages WHERE server LIKE 'rights/%';
 SELECT count(*) FROM dgen.dead_letters WHERE server LIKE 'rights/%';
 SELECT count(*) FROM dgen.workers WHERE server LIKE 'rights/%' OR owner = 'regress_dgen_owner';
-SELECT dgen.may_read('rights/a'), dgen.masked_state('rights/a', '1'), dgen.masked_message('rights/a', '1');
+SELECT dgen.may_read('rights/a'), dgen.masked_state('rights/a', '1', 1, 1), dgen.masked_message('rights/a', '1');
 SELECT count(*) FROM dgen.calls_in_flight();
 -- no condition of his own is asked about rows that he may not see
 CREATE FUNCTION pg_temp.leak(anyelement) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS $$
@@ -244,7 +247,7 @@ SET ROLE regress_dgen_owner;
 SELECT pg_temp.try($$SELECT dgen.start('rights/planted')$$);
 SELECT pg_temp.error($$SELECT dgen.invoke('rights/planted', '["1"]')$$);
 SELECT pg_temp.error($$SELECT dgen.query('rights/a', NULL)$$);
-SELECT pg_temp.error($$SELECT dgen.call('rights/planted', '["1"]', '100 ms')$$);
+SELECT f, pg_temp.error(format($$SELECT dgen.%s('rights/planted', '["1"]')$$, f)) FROM unnest(ARRAY['call', 'cast', 'send_request']) f;
 SELECT suspended_by, suspended_reason, fault FROM dgen.modules WHERE module = 'rights';
 SELECT pg_temp.try($$SELECT dgen.resume(module => 'rights')$$);
 SELECT pg_temp.try($$SELECT dgen.alter_module('rights')$$);
@@ -306,14 +309,24 @@ SELECT CASE WHEN current_setting('server_version_num')::integer >= 170000 THEN '
   ELSE regexp_replace(pg_temp.error($$SELECT dgen.create_module('other', callbacks => '{"handle_cast": null}')$$),
     '^55000 owner "regress_dgen_other" of module "other" is not permitted to log in$', 'created') END;
 ROLLBACK;
--- an external module is its schema's owner's
+-- infos need no callback, but who is not the owner or a client needs one; what does need one is refused to all
 SET ROLE regress_dgen_other;
-SELECT dgen.create_module('other', "external" => true, callbacks => '{"handle_call": null, "handle_cast": null}') -> 'owner';
+CREATE FUNCTION other.init(args jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT '{}'::jsonb $$;
+SELECT dgen.create_module('other', callbacks => '{"handle_call": null, "handle_cast": null}') -> 'owner';
+SELECT pg_temp.error($$SELECT dgen.cast('other/a', '1')$$);
 SET ROLE regress_dgen_owner;
 SELECT pg_temp.error($$SELECT dgen.cast('other/a', '1')$$);
+SELECT pg_temp.error($$SELECT dgen.send('other/a', '1')$$);
 SELECT pg_temp.error($$SELECT dgen.drop_module('other')$$);
 SET ROLE regress_dgen_other;
-SELECT dgen.drop_module('other');
+SELECT dgen.alter_module('other', clients => 'regress_dgen_owner') -> 'owner';
+SET ROLE regress_dgen_owner;
+SELECT pg_temp.error($$SELECT dgen.cast('other/a', '1')$$);
+SELECT dgen.send('other/a', '1') > 0;
+SELECT pg_temp.error($$SELECT dgen.drop_module('other')$$);
+SET ROLE regress_dgen_other;
+SELECT dgen.drop_module('other', true);
+DROP FUNCTION other.init;
 RESET ROLE;
 
 --
@@ -330,8 +343,8 @@ BEGIN
 END $$;
 CREATE CONSTRAINT TRIGGER spring AFTER INSERT ON other.trap DEFERRABLE INITIALLY DEFERRED
   FOR EACH ROW EXECUTE FUNCTION other.spring();
--- tries everything; what it got, and who it is afterwards
-CREATE FUNCTION other.attack(place text) RETURNS void LANGUAGE plpgsql AS $$
+-- tries everything, or what it is told; what it got, and who it is afterwards
+CREATE FUNCTION other.attack(place text, wish jsonb) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
   attacks text[] := ARRAY['SET ROLE postgres', 'SET ROLE NONE', 'RESET ROLE', 'SET LOCAL ROLE postgres',
     'SET SESSION AUTHORIZATION postgres', 'RESET SESSION AUTHORIZATION', 'RESET ALL', 'DISCARD ALL',
@@ -339,8 +352,6 @@ DECLARE
     'DO ''BEGIN PERFORM set_config($a$role$a$, $a$none$a$, true); END''',
     'DO ''BEGIN PERFORM set_config($a$session_authorization$a$, $a$postgres$a$, false); END''',
     'ALTER ROLE regress_dgen_other SUPERUSER', 'GRANT postgres TO regress_dgen_other',
-    'CREATE TEMP TABLE loot (i integer)', 'CREATE TEMP VIEW loot AS SELECT 1', 'CREATE DOMAIN pg_temp.date AS pg_catalog.date',
-    'CREATE FUNCTION pg_temp.leave() RETURNS integer LANGUAGE sql AS ''SELECT 1''',
     'INSERT INTO other.trap VALUES (1)', 'DECLARE c CURSOR WITH HOLD FOR SELECT other.spring()',
     'PREPARE loot AS SELECT 1', 'LISTEN loot', 'COPY other.loot TO PROGRAM ''true''', 'LOAD ''plpgsql''',
     'SET session_replication_role = replica', 'SET SESSION search_path = other', 'SECURITY LABEL ON ROLE postgres IS NULL',
@@ -348,6 +359,9 @@ DECLARE
   result text := place || ':';
   a text;
 BEGIN
+  IF jsonb_typeof(wish) = 'object' AND wish ? place THEN
+    attacks := ARRAY[wish ->> place];
+  END IF;
   FOREACH a IN ARRAY attacks LOOP
     BEGIN
       EXECUTE a;
@@ -361,16 +375,16 @@ BEGIN
   END LOOP;
   RAISE NOTICE '%', result;
 END $$;
-CREATE FUNCTION other.init(args jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT other.attack('init'); SELECT '{}'::jsonb $$;
+CREATE FUNCTION other.init(args jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT other.attack('init', $1); SELECT '{}'::jsonb $$;
 CREATE FUNCTION other.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE plpgsql AS $$
 BEGIN
-  PERFORM other.attack('handle_call');
+  PERFORM other.attack('handle_call', request);
 END $$;
-CREATE FUNCTION other.handle_query(query jsonb, state jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT other.attack('handle_query'); SELECT $1 $$;
-CREATE FUNCTION other.accept(kind text, message jsonb) RETURNS boolean LANGUAGE sql AS $$ SELECT other.attack('accept'); SELECT true $$;
-CREATE FUNCTION other.validate(state jsonb) RETURNS boolean LANGUAGE sql AS $$ SELECT other.attack('validate'); SELECT true $$;
-CREATE FUNCTION other.format_status(state jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT other.attack('format_status'); SELECT $1 $$;
-CREATE FUNCTION other.format_message(message jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT other.attack('format_message'); SELECT $1 $$;
+CREATE FUNCTION other.handle_query(query jsonb, state jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT other.attack('handle_query', $1); SELECT $1 $$;
+CREATE FUNCTION other.accept(kind text, message jsonb) RETURNS boolean LANGUAGE sql AS $$ SELECT other.attack('accept', $2); SELECT true $$;
+CREATE FUNCTION other.validate(state jsonb) RETURNS boolean LANGUAGE sql AS $$ SELECT other.attack('validate', $1); SELECT true $$;
+CREATE FUNCTION other.format_status(state jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT other.attack('format_status', $1); SELECT $1 $$;
+CREATE FUNCTION other.format_message(message jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT other.attack('format_message', $1); SELECT $1 $$;
 RESET ROLE;
 DROP FUNCTION other.handle_cast;
 SET ROLE regress_dgen_other;
@@ -390,6 +404,34 @@ BEGIN;
 SET LOCAL dgen.inline = on;
 SELECT dgen.call('other/inline', NULL);
 COMMIT;
+-- the temporary schema of his session: fails as a whole, or is refused before
+SELECT a, place, pg_temp.error(format(s, jsonb_build_object(place, a))) FROM (VALUES
+  (1, 'init', $$SELECT dgen.start('other/temp', %L)$$),
+  (2, 'accept', $$SELECT dgen.invoke('other/a', %L)$$),
+  (3, 'handle_call', $$SELECT dgen.invoke('other/a', %L)$$),
+  (4, 'validate', $$SELECT dgen.replace_state('other/a', %L) > 0$$),
+  (5, 'handle_query', $$SELECT dgen.query('other/a', %L)$$),
+  (6, 'format_message', $$SELECT dgen.masked_message('other/a', %L)$$),
+  (7, 'format_status', $$SELECT dgen.masked_state('other/a', %L, 1, 1)$$)) v(o, place, s),
+  (VALUES (1, 'CREATE FUNCTION pg_temp.leave() RETURNS integer LANGUAGE sql AS ''SELECT 1'''),
+   (2, 'CREATE DOMAIN pg_temp.date AS pg_catalog.date'), (3, 'CREATE TEMP TABLE loot (i integer)'),
+   (4, 'CREATE TEMP VIEW loot AS SELECT 1')) w(p, a)
+ORDER BY p, o;
+SELECT pg_temp.try($$SELECT dgen.start('other/temp', '{"init": "CREATE TYPE pg_temp.date AS (i integer)"}')$$);
+-- an error in another callback meanwhile does not hide it
+SELECT pg_temp.error($$SELECT dgen.invoke('other/a', jsonb_build_object('handle_call', 'DO ''BEGIN
+  CREATE DOMAIN pg_temp.date AS pg_catalog.date;
+  BEGIN
+    PERFORM dgen.query($a$other/a$a$, $a${"handle_query": "DO $b$BEGIN ASSERT false; END$b$"}$a$);
+  EXCEPTION WHEN assert_failure THEN NULL;
+  END;
+END'''))$$);
+SELECT count(*) FROM dgen.servers WHERE server = 'other/temp';
+-- what he himself did there, in the same transaction, is no reason
+BEGIN;
+CREATE TEMP TABLE mine (i integer);
+SELECT dgen.query('other/a', '{"handle_query": "SELECT 1"}');
+ROLLBACK;
 -- and after all of this
 SELECT current_user, session_user, current_setting('role'), current_setting('session_replication_role');
 SELECT rolsuper FROM pg_roles WHERE rolname = 'regress_dgen_other';
@@ -399,7 +441,7 @@ SELECT count(*) FROM pg_cursors WHERE is_holdable;
 SELECT count(*) FROM pg_prepared_statements;
 SELECT pg_listening_channels();
 SELECT count(*) FROM pg_class WHERE relname = 'loot' AND relpersistence = 't';
-SELECT count(*) FROM pg_type WHERE typname = 'date' AND typtype = 'd';
+SELECT count(*) FROM pg_type WHERE typname = 'date' AND typnamespace <> 'pg_catalog'::regnamespace;
 SELECT count(*) FROM pg_proc WHERE proname = 'leave';
 SHOW work_mem;
 SHOW search_path;
