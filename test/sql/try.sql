@@ -56,7 +56,7 @@ SELECT pg_temp.try($$SELECT dgen.try('try', 'handle_coll', '1', '{}')$$);
 SELECT pg_temp.error($$SELECT dgen.try('try', NULL, '1', '{}')$$);
 SELECT pg_temp.error($$SELECT dgen.try(NULL, 'init', '1', '{}')$$);
 SELECT pg_temp.error($$SELECT dgen.try('regress_dgen_nowhere', 'init', '1', '{}')$$);
--- all callbacks can be tried
+-- all callbacks that are functions can be tried
 CREATE FUNCTION try.init(jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT $1';
 CREATE FUNCTION try.validate(jsonb) RETURNS boolean LANGUAGE sql AS 'SELECT $1 <> ''1''';
 CREATE FUNCTION try.accept(text, jsonb) RETURNS boolean LANGUAGE sql AS 'SELECT $2 <> ''1''';
@@ -71,7 +71,7 @@ CREATE PROCEDURE try.handle_locked(text, jsonb, INOUT state jsonb, INOUT reply j
 SELECT c, pg_temp.error(format('SELECT dgen.try(%L, %L, %L, %L)', 'try', c, '1', '2')) FROM unnest(ARRAY[
   'init', 'validate', 'accept', 'attributes', 'format_status', 'format_message', 'terminate', 'code_change',
   'handle_continue', 'handle_dead_letter']) c;
-SELECT pg_temp.error($$SELECT dgen.try('try', 'handle_locked', '1', '2')$$);
+SELECT pg_temp.try($$SELECT dgen.try('try', 'handle_locked', '1', '2')$$);
 
 SELECT dgen.drop_module('try', true);
 RESET ROLE;
