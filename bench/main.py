@@ -17,8 +17,9 @@ import calls
 import mailbox
 import scale
 import snapshots
+import state
 
-ROWS = calls.ROWS + mailbox.ROWS + snapshots.ROWS + scale.ROWS
+ROWS = calls.ROWS + mailbox.ROWS + snapshots.ROWS + state.ROWS + scale.ROWS
 
 COLUMNS = ["row", "what", "unit", "dgen", "baseline", "ratio", "ratio_min", "ratio_max", "goal",
            "floor", "judged", "reached", "baseline_is", "dgen_runs", "baseline_runs"]

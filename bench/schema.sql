@@ -85,3 +85,19 @@ CREATE TABLE thousand AS
 CREATE TABLE thousand_array AS
   SELECT jsonb_agg(jsonb_build_object('server', server, 'message', message)) AS messages
   FROM thousand;
+
+-- a state of about 1 MB, of which a message changes one of 10,000 elements
+CREATE SCHEMA large;
+CREATE FUNCTION large.init(args jsonb) RETURNS jsonb
+  LANGUAGE sql AS $$
+  SELECT jsonb_object_agg('k' || i, jsonb_build_object('n', 0, 'name', md5(i::text), 'note', md5((7 * i)::text)))
+  FROM generate_series(1, 10000) i $$;
+CREATE FUNCTION large.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb)
+  LANGUAGE plpgsql AS $$
+BEGIN
+  state := jsonb_set(state, ARRAY[request ->> 'k', 'n'], request -> 'n');
+  reply := request;
+END $$;
+SELECT dgen.create_module('large');
+CREATE TABLE large_by_hand (id integer PRIMARY KEY, state jsonb NOT NULL);
+INSERT INTO large_by_hand SELECT 1, large.init(NULL);

@@ -295,8 +295,8 @@ check_may_wait(DgenModule *module, const DgenAddress *to)
 	if (module->uncommitted)
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_WOULD_OVERTAKE),
-				 errmsg("module \"%s\" is not yet committed", module->name),
-				 errdetail("Workers do not see it."),
+				 errmsg("module \"%s\" was made or changed by this transaction", module->name),
+				 errdetail("Workers do not see that before it commits."),
 				 errhint("COMMIT first.")));
 	if (dgen_lease_held(to->hash))
 		ereport(ERROR,
