@@ -51,7 +51,8 @@ typedef struct BatchLease
 	bool		read;			/* its mailbox was read in this try */
 	bool		more;			/* there may be work left */
 	TimestampTz park_until;		/* 0, or when there may be */
-	uint32		generation;		/* of its mark */
+	int64		mark;			/* where its mailbox is read from */
+	uint32		generation;		/* of the mark */
 	int64		low;			/* no live message of it has a lower id */
 	int			consumed;
 } BatchLease;

@@ -412,7 +412,6 @@ plan_lease(Batch *b, int leaseno, Snapshot snapshot)
 {
 	BatchLease *lease = &b->leases[leaseno];
 	Lane		lanes[DGEN_NLANES];
-	int64		mark = dgen_mark_get(lease->taken->hash, &lease->generation);
 	int			room = b->max_items - b->nitems;
 	int			call = next_call(b, leaseno, -1);
 	int			turn = pg_prng_uint32(&pg_global_prng_state) % 10;
@@ -422,7 +421,7 @@ plan_lease(Batch *b, int leaseno, Snapshot snapshot)
 	lease->read = true;
 	lease->low = dgen_bounds_limit(b->bounds, lease->taken->hash);
 	for (int i = 0; i < DGEN_NLANES; i++)
-		read_lane(b, lease, i, mark, room, snapshot, &lanes[i]);
+		read_lane(b, lease, i, lease->mark, room, snapshot, &lanes[i]);
 
 	while (!full && (lane = choose_lane(lanes, call, turn++)) >= 0)
 	{
@@ -465,7 +464,11 @@ dgen_cut_take(Batch *b)
 		if (nheld >= b->max_items)
 			lease->more = true;
 		else if (take_lease(lease))
+		{
+			/* before the bounds: who lowers it has published before */
+			lease->mark = dgen_mark_get(lease->taken->hash, &lease->generation);
 			nheld++;
+		}
 	}
 
 	b->bounds = dgen_bounds_read();

@@ -416,6 +416,7 @@ typedef struct DgenPool
 	int			tail;
 	int			nready;
 	int			parked;			/* list of parked entries */
+	TimestampTz park_due;		/* when the first of them is, at the earliest */
 	int			nworkers;		/* registered or running */
 	bool		growth_asked;	/* the launcher has been woken for this backlog */
 	TimestampTz head_since;		/* when the oldest ready one was queued */

@@ -23,7 +23,8 @@
  * restart the keeper publishes 0 for those it finds, and until it has, no
  * mark moves.  A message that comes back under its own id (due, requeued)
  * publishes that and lowers the mark, whose generation then keeps a worker
- * that read its cut before from putting the mark up again.
+ * from putting the mark up again that read it, and then the bounds and its
+ * cut, before.
  *
  * Marks are a table of fixed size in which two servers may share a place: the
  * loser scans from the start, once.

@@ -259,6 +259,7 @@ park(DgenPool *pool, int i, TimestampTz until)
 
 	entry->state = DGEN_READY_PARKED;
 	entry->park_until = until;
+	pool->park_due = Min(pool->park_due, until);
 	entry->prev = DGEN_NONE;
 	entry->next = pool->parked;
 	if (pool->parked != DGEN_NONE)
@@ -320,6 +321,7 @@ lock_pool(Oid database, Oid owner)
 		pool->owner = owner;
 		pool->head = pool->tail = pool->parked = DGEN_NONE;
 		pool->nready = pool->nworkers = 0;
+		pool->park_due = DT_NOEND;
 		pool->growth_asked = false;
 		pool->refused_at = 0;
 		pool->start_failures = 0;
@@ -333,12 +335,9 @@ lock_pool(Oid database, Oid owner)
 	return pool;
 }
 
-/*
- * Have somebody serve the pool: a worker that sleeps, or else the launcher,
- * which is asked once a backlog.  Caller holds the pool's lock.
- */
-static void
-wake_worker(DgenPool *pool)
+/* Wake a worker that sleeps, if there is one.  Caller holds the pool's lock. */
+static bool
+wake_sleeper(DgenPool *pool)
 {
 	int			self = pool - dgen_shared->pools;
 
@@ -351,10 +350,20 @@ wake_worker(DgenPool *pool)
 			pg_atomic_compare_exchange_u32(&slot->idle, &idle, 0))
 		{
 			SetLatch(&ProcGlobal->allProcs[slot->pgprocno].procLatch);
-			return;
+			return true;
 		}
 	}
-	if (pool->nworkers == 0 || !pool->growth_asked)
+	return false;
+}
+
+/*
+ * Have somebody serve the pool: a worker that sleeps, or else the launcher,
+ * which is asked once a backlog.  Caller holds the pool's lock.
+ */
+static void
+wake_worker(DgenPool *pool)
+{
+	if (!wake_sleeper(pool) && (pool->nworkers == 0 || !pool->growth_asked))
 	{
 		pool->growth_asked = true;
 		dgen_wake_launcher();
@@ -601,7 +610,12 @@ dgen_ready_give_back(int poolno, DgenTaken *taken, bool more, TimestampTz park_u
 	}
 	else if (park_until != 0 &&
 			 (entry->calls != InvalidDsaPointer || park_until != DT_NOEND))
+	{
 		park(pool, taken->entry, park_until);
+		/* a sleeper has to know how long it may sleep: this worker may leave */
+		if (park_until != DT_NOEND)
+			(void) wake_sleeper(pool);
+	}
 	else if (entry->calls != InvalidDsaPointer)
 	{
 		enqueue(pool, taken->entry);
@@ -617,11 +631,12 @@ TimestampTz
 dgen_ready_unpark(int poolno, TimestampTz now)
 {
 	DgenPool   *pool = &dgen_shared->pools[poolno];
-	TimestampTz next_due = DT_NOEND;
+	TimestampTz due;
 
-	if (pool->parked == DGEN_NONE)
-		return DT_NOEND;
+	if (pool->park_due > now)
+		return pool->park_due;
 	LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
+	pool->park_due = DT_NOEND;
 	for (int i = pool->parked, next; i != DGEN_NONE; i = next)
 	{
 		next = ready->entries[i].next;
@@ -630,33 +645,12 @@ dgen_ready_unpark(int poolno, TimestampTz now)
 			unpark(pool, i);
 			enqueue(pool, i);
 		}
-		else if (ready->entries[i].park_until < next_due)
-			next_due = ready->entries[i].park_until;
+		else
+			pool->park_due = Min(pool->park_due, ready->entries[i].park_until);
 	}
+	due = pool->park_due;
 	LWLockRelease(&pool->lock);
-	return next_due;
-}
-
-/*
- * Queue all parked servers of a module, which may be served again.
- */
-void
-dgen_ready_ring_module(Oid database, Oid owner, int32 module_id)
-{
-	for (int p = 0; p < DGEN_MAX_POOLS; p++)
-	{
-		DgenPool   *pool = &dgen_shared->pools[p];
-
-		LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
-		for (int i = pool->used && pool->database == database && pool->owner == owner ?
-			 pool->parked : DGEN_NONE, next; i != DGEN_NONE; i = next)
-		{
-			next = ready->entries[i].next;
-			if (ready->entries[i].module_id == module_id)
-				ring_entry(pool, i);
-		}
-		LWLockRelease(&pool->lock);
-	}
+	return due;
 }
 
 /* ---------------------------------------------------------------- views */

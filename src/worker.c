@@ -365,7 +365,7 @@ static bool
 wait_for_work(TimestampTz idle_since)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz due = dgen_ready_unpark(my_pool, now);
+	TimestampTz due;
 	TimestampTz leave_at = idle_since + dgen_worker_idle_timeout * INT64CONST(1000);
 	DgenPool   *pool = &dgen_shared->pools[my_pool];
 	DgenDatabase *db = dgen_database(MyDatabaseId, false);
@@ -374,6 +374,7 @@ wait_for_work(TimestampTz idle_since)
 	ResetLatch(MyLatch);
 	pg_atomic_write_u32(&dgen_my_slot->idle, 1);
 	pg_memory_barrier();
+	due = dgen_ready_unpark(my_pool, now);
 	if (pool->nready > 0 && may_be_slow())
 	{
 		pg_atomic_write_u32(&dgen_my_slot->idle, 0);
@@ -417,6 +418,8 @@ worker_loop(void)
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
 		}
+		/* what was put off has its turn although there is other work */
+		(void) dgen_ready_unpark(my_pool, GetCurrentTimestamp());
 		if (serve())
 		{
 			if (quantum_over(started))
