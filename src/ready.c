@@ -653,6 +653,28 @@ dgen_ready_unpark(int poolno, TimestampTz now)
 	return due;
 }
 
+/*
+ * Queue all parked servers of a module, which may be served again.
+ */
+void
+dgen_ready_ring_module(Oid database, Oid owner, int32 module_id)
+{
+	for (int p = 0; p < DGEN_MAX_POOLS; p++)
+	{
+		DgenPool   *pool = &dgen_shared->pools[p];
+
+		LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
+		for (int i = pool->used && pool->database == database && pool->owner == owner ?
+			 pool->parked : DGEN_NONE, next; i != DGEN_NONE; i = next)
+		{
+			next = ready->entries[i].next;
+			if (ready->entries[i].module_id == module_id)
+				ring_entry(pool, i);
+		}
+		LWLockRelease(&pool->lock);
+	}
+}
+
 /* ---------------------------------------------------------------- views */
 
 /* Collect the calls of one pool, whose lock the caller holds. */
