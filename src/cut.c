@@ -461,7 +461,8 @@ dgen_cut_take(Batch *b)
 		lease->held = lease->read = lease->more = false;
 		lease->park_until = 0;
 		lease->consumed = 0;
-		if (nheld >= b->max_items)
+		/* what is wanted of an earlier try may be behind entries that are empty now */
+		if (b->mode == BATCH_ALL && nheld >= b->max_items)
 			lease->more = true;
 		else if (take_lease(lease))
 		{

@@ -19,11 +19,12 @@
 #include "batch.h"
 
 #include "access/xact.h"
-#include "commands/async.h"
+#include "commands/sequence.h"
 #include "common/hashfn.h"
 #include "storage/predicate.h"
 #include "storage/proc.h"
 #include "utils/memutils.h"
+#include "utils/portal.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
 #include "worker.h"
@@ -385,6 +386,8 @@ run_item(Batch *b, int i)
 			dgen_hand_clear();
 	}
 	dgen_worker_set_call(0);
+	/* cursors that were left open; nothing of ours runs in a portal */
+	PortalHashTableDeleteAll();
 	dgen_worker_check_split();
 	b->current = -1;
 	b->nrun = i + 1;
@@ -469,6 +472,9 @@ dgen_run_items(Batch *b)
 {
 	bool		company = b->nitems > 1;
 
+	/* currval() of a lone activation sees its own values only; in company it is sent here */
+	if (!company)
+		ResetSequenceCaches();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	b->running = true;
 	dgen_worker_arm(company ? DGEN_BATCH_USECS / 1000 : b->module->handler_timeout, company);
