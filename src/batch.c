@@ -221,6 +221,8 @@ give_back_lease(Batch *b, int lease)
 	}
 	dgen_ready_give_back(b->pool, taken, b->leases[lease].more, b->leases[lease].park_until);
 	b->leases[lease].gone = true;
+	/* what an aborted try has read of it must not move its mark */
+	b->leases[lease].held = b->leases[lease].read = false;
 }
 
 /* Give everything back; also when the worker dies. */
@@ -249,7 +251,6 @@ give_back_idle(Batch *b)
 			continue;
 		if (b->leases[i].held)
 			dgen_lease_release(b->leases[i].taken->hash);
-		b->leases[i].held = b->leases[i].read = false;
 		give_back_lease(b, i);
 	}
 }

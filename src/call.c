@@ -343,7 +343,7 @@ issue(DgenModule *module, const DgenAddress *to, Jsonb *request, TimestampTz dea
 	call->database = MyDatabaseId;
 	call->module_id = module->id;
 	call->hash = to->hash;
-	call->place = dgen_last_message_id();
+	call->place = dgen_call_place();
 	call->caller_pgprocno = MyProcIndex;
 	call->issued_at = GetCurrentTimestamp();
 	call->deadline = deadline;

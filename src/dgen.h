@@ -601,6 +601,7 @@ extern void dgen_bound_clear(void); /* at the end of the transaction */
 extern void dgen_bound_prepare(TransactionId xid);	/* at PREPARE */
 extern void dgen_bound_add_prepared(Oid database, TransactionId xid);	/* keeper, after a restart */
 extern int64 dgen_last_message_id(void);	/* the last one drawn; needs a transaction */
+extern int64 dgen_call_place(void);
 extern int64 dgen_draw_id(void);
 extern void dgen_reserve_ids(void); /* keeper: ahead of need */
 extern void dgen_forget_ids(void);	/* CREATE EXTENSION made a new sequence */
@@ -779,6 +780,7 @@ typedef struct DgenScope
 {
 	struct DgenScope *up;
 	SubTransactionId subid;		/* that entered it */
+	int			xact_flags;		/* of MyXactFlags, to be put back */
 	DgenModule *module;
 	DgenCallbackKind callback;
 	const char *server;			/* address */

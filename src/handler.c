@@ -130,7 +130,10 @@ dgen_scope_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId par
 	if (event == SUBXACT_EVENT_ABORT_SUB)
 	{
 		while (dgen_scope != NULL && dgen_scope->subid >= my)
+		{
+			MyXactFlags |= dgen_scope->xact_flags;
 			dgen_scope = dgen_scope->up;
+		}
 	}
 	else if (event != SUBXACT_EVENT_COMMIT_SUB)
 		return;
@@ -360,7 +363,6 @@ dgen_handler_run(DgenScope *what, DgenCallbackKind kind, DgenIdentity identity,
 	int			save_sec_context;
 	int			nest_level = NewGUCNestLevel();
 	bool		save_readonly = XactReadOnly;
-	int			save_flags = MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE;
 	Datum		value;
 
 	memset(result, 0, sizeof(DgenResult));
@@ -386,12 +388,13 @@ dgen_handler_run(DgenScope *what, DgenCallbackKind kind, DgenIdentity identity,
 		fcinfo->args[i].value = i < nargs ? args[i].value : (Datum) 0;
 		fcinfo->args[i].isnull = i < nargs ? args[i].isnull : true;
 	}
+	scope->xact_flags = MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE;
 	MyXactFlags &= ~XACT_FLAGS_ACCESSEDTEMPNAMESPACE;
 	pgstat_init_function_usage(fcinfo, &usage);
 	value = FunctionCallInvoke(fcinfo);
 	pgstat_end_function_usage(&usage, true);
 	check_temporary_schema(module);
-	MyXactFlags |= save_flags;
+	MyXactFlags |= scope->xact_flags;
 
 	decode_result(cb, value, fcinfo->isnull, result);
 	merge_directives(scope, result);

@@ -158,19 +158,6 @@ handle_in_subtransaction(DgenModule *module, const DgenAddress *to, List *own)
 	CurrentResourceOwner = owner;
 }
 
-static void
-handle_own_messages(DgenModule *module, const DgenAddress *to)
-{
-	List	   *own;
-
-	/* a session that never sent there need not look */
-	if (dgen_scope == NULL && !dgen_mailbox_may_have_sent(to->hash))
-		return;
-	own = own_messages(to, dgen_scope ? dgen_scope->server : dgen_session_id());
-	if (own != NIL)
-		handle_in_subtransaction(module, to, own);
-}
-
 /*
  * A message that backs off does not stand in an invoke's way, as it is another
  * sender's.  If it did, two servers that call each other could hold each
@@ -185,6 +172,24 @@ check_available(DgenServer *server)
 				 errmsg("server \"%s\" is suspended", server->address),
 				 errdetail("Suspended by %s.", server->suspended_by ? server->suspended_by : "nobody"),
 				 errhint("Run dgen.resume('%s').", server->address)));
+}
+
+static void
+handle_own_messages(DgenModule *module, const DgenAddress *to)
+{
+	DgenTable  *table;
+	List	   *own;
+
+	/* a session that never sent there need not look */
+	if (dgen_scope == NULL && !dgen_mailbox_may_have_sent(to->hash))
+		return;
+	own = own_messages(to, dgen_scope ? dgen_scope->server : dgen_session_id());
+	if (own == NIL)
+		return;
+	table = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
+	check_available(dgen_server_read(table, to->text, to->hash, NULL));
+	dgen_table_close(table);
+	handle_in_subtransaction(module, to, own);
 }
 
 /* ---------------------------------------------------------------- invoke */

@@ -39,14 +39,18 @@
  */
 #include "dgen.h"
 
+#include "access/htup_details.h"
+#include "access/relation.h"
 #include "access/transam.h"
 #include "access/twophase.h"
 #include "access/xact.h"
 #include "commands/sequence.h"
+#include "storage/bufmgr.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
 #include "storage/shmem.h"
 #include "storage/spin.h"
+#include "utils/rel.h"
 
 #define NTARGETS 16
 #define NMARKS 16384
@@ -203,6 +207,38 @@ dgen_last_message_id(void)
 			return next - 1;
 		reserve_block(db);
 	}
+}
+
+/*
+ * The place of a call: the last id drawn by anybody.  Before anybody has drawn
+ * one since the server's start it is the end of the last block; to reserve a
+ * new one would make the caller look like one who has written.
+ */
+int64
+dgen_call_place(void)
+{
+	DgenDatabase *db = my_database();
+	int64		next;
+	Relation	seq;
+	Buffer		buffer;
+	HeapTupleData tuple;
+
+	SpinLockAcquire(&db->id_lock);
+	next = db->next_id;
+	SpinLockRelease(&db->id_lock);
+	if (next != 0)
+		return next - 1;
+
+	seq = relation_open(dgen_sequence_oid("message_id"), AccessShareLock);
+	buffer = ReadBuffer(seq, 0);
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	tuple.t_data = (HeapTupleHeader) PageGetItem(BufferGetPage(buffer),
+												 PageGetItemId(BufferGetPage(buffer),
+															   FirstOffsetNumber));
+	next = ((Form_pg_sequence_data) GETSTRUCT(&tuple))->last_value;
+	UnlockReleaseBuffer(buffer);
+	relation_close(seq, NoLock);
+	return next;
 }
 
 /*

@@ -483,13 +483,16 @@ void
 dgen_cache_drop(const char *address)
 {
 	CacheEntry *entry = cache_entry(address, HASH_FIND);
+	MemoryContext mcxt;
 
 	if (entry == NULL)
 		return;
+	mcxt = entry->mcxt;
 	cache_used -= entry->size;
 	dlist_delete(&entry->lru);
-	MemoryContextDelete(entry->mcxt);
+	/* the address may be in the entry's own memory */
 	cache_entry(address, HASH_REMOVE);
+	MemoryContextDelete(mcxt);
 }
 
 static char *

@@ -218,12 +218,17 @@ masked(FunctionCallInfo fcinfo, DgenCallbackKind kind)
 Datum
 dgen_masked_state(PG_FUNCTION_ARGS)
 {
-	if (!PG_ARGISNULL(0) && !PG_ARGISNULL(1) &&
-		PG_GETARG_INT64(2) < PG_GETARG_INT64(3))
+	text	   *server = PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0);
+
+	/* whether there are patches is nobody else's business, either */
+	if (server == NULL || PG_ARGISNULL(1) || PG_ARGISNULL(2) || PG_ARGISNULL(3) ||
+		!may_read(fcinfo->flinfo, VARDATA_ANY(server), VARSIZE_ANY_EXHDR(server)))
+		PG_RETURN_NULL();
+	if (PG_GETARG_INT64(2) < PG_GETARG_INT64(3))
 		fcinfo->args[1].value =
-			JsonbPGetDatum(dgen_state_merge(text_to_cstring(PG_GETARG_TEXT_PP(0)),
-											PG_GETARG_JSONB_P(1), PG_GETARG_INT64(2),
-											PG_GETARG_INT64(3), GetActiveSnapshot()));
+			JsonbPGetDatum(dgen_state_merge(text_to_cstring(server), PG_GETARG_JSONB_P(1),
+											PG_GETARG_INT64(2), PG_GETARG_INT64(3),
+											GetActiveSnapshot()));
 	return masked(fcinfo, DGEN_FORMAT_STATUS);
 }
 
