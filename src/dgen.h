@@ -583,6 +583,7 @@ typedef struct DgenCalls
 extern void dgen_ready_calls(Oid database, DgenCalls *calls);
 /* how long a module's activations take, in microseconds; 0: not known yet */
 extern uint32 dgen_pace_get(Oid database, int32 module_id);
+extern bool dgen_pace_is_slow(Oid database, int32 module_id);
 extern void dgen_pace_note(Oid database, int32 module_id, uint32 usecs);
 #define DGEN_BATCH_USECS 10000
 /* dead letters of a module in a row, each from another server than the last */

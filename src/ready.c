@@ -95,6 +95,15 @@ dgen_pace_get(Oid database, int32 module_id)
 	return pg_atomic_read_u64(&pace->who) == who ? pg_atomic_read_u32(&pace->usecs) : 0;
 }
 
+/* Does, or for all that is known may, an activation outlast a batch's budget? */
+bool
+dgen_pace_is_slow(Oid database, int32 module_id)
+{
+	uint32		pace = dgen_pace_get(database, module_id);
+
+	return pace == 0 || pace > DGEN_BATCH_USECS;
+}
+
 /* The module's place, taken over from another module if that had it. */
 static Pace *
 own_pace(Oid database, int32 module_id)
@@ -547,8 +556,7 @@ dgen_ready_take(int poolno, bool allow_slow, int max, DgenTaken *taken, int32 *m
 
 		next = entry->next;
 		if (n > 0 ? entry->module_id != *module_id :
-			!allow_slow &&
-			dgen_pace_get(pool->database, entry->module_id) > DGEN_BATCH_USECS)
+			!allow_slow && dgen_pace_is_slow(pool->database, entry->module_id))
 		{
 			prev = i;
 			continue;

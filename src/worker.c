@@ -335,7 +335,7 @@ serve(void)
 	n = dgen_ready_take(my_pool, may_be_slow(), DGEN_MAX_BATCH, taken, &module_id);
 	if (n == 0)
 		return false;
-	dgen_my_slot->slow = dgen_pace_get(MyDatabaseId, module_id) > DGEN_BATCH_USECS;
+	dgen_my_slot->slow = dgen_pace_is_slow(MyDatabaseId, module_id);
 	dgen_my_slot->busy_since = GetCurrentTimestamp();
 	dgen_my_slot->state = DGEN_WORKER_BUSY;
 	dgen_batch_serve(my_pool, taken, n, module_id);

@@ -101,7 +101,7 @@ SELECT count(*) FROM dgen.servers WHERE server LIKE 'rights/%';
 SELECT count(*) FROM dgen.messages WHERE server LIKE 'rights/%';
 SELECT count(*) FROM dgen.dead_letters WHERE server LIKE 'rights/%';
 SELECT count(*) FROM dgen.workers WHERE server LIKE 'rights/%' OR owner = 'regress_dgen_owner';
-SELECT dgen.may_read('rights/a'), dgen.masked_state('rights/a', '1', 1, 1), dgen.masked_message('rights/a', '1');
+SELECT dgen.may_read('rights/a'), dgen.masked_state('rights/a', '1', 1, 1), dgen.masked_state('rights/a', '1', 0, 100), dgen.masked_message('rights/a', '1');
 SELECT count(*) FROM dgen.calls_in_flight();
 -- no condition of his own is asked about rows that he may not see
 CREATE FUNCTION pg_temp.leak(anyelement) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS $$
@@ -420,6 +420,14 @@ SELECT a, place, pg_temp.error(format(s, jsonb_build_object(place, a))) FROM (VA
    (4, 'CREATE TEMP VIEW loot AS SELECT 1')) w(p, a)
 ORDER BY p, o;
 SELECT pg_temp.try($$SELECT dgen.start('other/temp', '{"init": "CREATE TYPE pg_temp.date AS (i integer)"}')$$);
+-- an error in another callback meanwhile does not hide it
+SELECT pg_temp.error($$SELECT dgen.invoke('other/b', jsonb_build_object('handle_call', 'DO ''BEGIN
+  CREATE FUNCTION pg_temp.leave() RETURNS integer LANGUAGE sql AS $c$SELECT 1$c$;
+  BEGIN
+    PERFORM dgen.query($a$other/b$a$, $a${"handle_query": "DO $b$BEGIN ASSERT false; END$b$"}$a$);
+  EXCEPTION WHEN assert_failure THEN NULL;
+  END;
+END'''))$$);
 SELECT count(*) FROM dgen.servers WHERE server = 'other/temp';
 RESET client_min_messages;
 -- what he himself did there, in the same transaction, is no reason

@@ -283,6 +283,7 @@ SELECT dgen.start('state/g');
 SELECT dgen.call('state/g', '{"element": 1, "value": "one"}') IS NOT NULL, cardinality(pg_temp.patches('g'));
 SELECT dgen.drop_module('state', true);
 RESET ROLE;
+SELECT count(*) FROM dgen.patch WHERE server LIKE 'state/%';
 SET client_min_messages = warning;
 DROP FUNCTION pg_temp.expect;
 DROP TABLE expected;
