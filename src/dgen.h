@@ -455,6 +455,7 @@ typedef struct DgenDatabase
 	pg_atomic_uint64 next_due;	/* TimestampTz when the keeper must look again */
 	pg_atomic_uint32 resweep;	/* work was not queued for want of room */
 	pg_atomic_uint32 place_wanted;	/* a pool waits while others hold all places */
+	pg_atomic_uint32 slow_workers;	/* that run, or are about to, what may be slow */
 	pg_atomic_uint64 unannounced;	/* lowest request whose reply's NOTIFY was put off, or 0 */
 	slock_t		id_lock;		/* protects the next two */
 	int64		next_id;		/* the next message id to draw; 0: none reserved */

@@ -84,6 +84,7 @@ init_control(void)
 		pg_atomic_init_u32(&db->resweep, 0);
 		pg_atomic_init_u32(&db->place_wanted, 0);
 		pg_atomic_init_u64(&db->unannounced, 0);
+		pg_atomic_init_u32(&db->slow_workers, 0);
 		SpinLockInit(&db->id_lock);
 	}
 	for (int i = 0; i < DGEN_MAX_POOLS; i++)

@@ -417,6 +417,8 @@ dgen_table_delete_wait(DgenTable *table, ItemPointer tid)
 	TM_FailureData tmfd;
 	TM_Result	result;
 
+	/* the row may be of this very command: SELECT dgen.cancel(dgen.cast(...)) */
+	CommandCounterIncrement();
 	result = table_tuple_delete(table->rel, tid, GetCurrentCommandId(true),
 								InvalidSnapshot, InvalidSnapshot, true, &tmfd, false);
 	return result == TM_Ok;

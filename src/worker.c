@@ -288,6 +288,47 @@ force_settings(void)
 }
 
 /*
+ * May this worker take modules whose activations are slow?  Not if it is the
+ * last one of the database that does not: a quick module's calls must find a
+ * worker within a batch's budget.  The place is reserved before anything is
+ * taken, as workers often become free together.
+ */
+static bool
+reserve_slow(void)
+{
+	DgenDatabase *db = dgen_database(MyDatabaseId, false);
+
+	if (dgen_max_workers <= 1 || db == NULL)
+		return true;
+	if (pg_atomic_fetch_add_u32(&db->slow_workers, 1) >= (uint32) dgen_max_workers - 1)
+	{
+		pg_atomic_fetch_sub_u32(&db->slow_workers, 1);
+		return false;
+	}
+	dgen_my_slot->slow = true;
+	return true;
+}
+
+static void
+release_slow(void)
+{
+	if (!dgen_my_slot->slow)
+		return;
+	dgen_my_slot->slow = false;
+	pg_atomic_fetch_sub_u32(&dgen_database(MyDatabaseId, false)->slow_workers, 1);
+}
+
+/* Is there a place for one more slow one? */
+static bool
+may_be_slow(void)
+{
+	DgenDatabase *db = dgen_database(MyDatabaseId, false);
+
+	return dgen_max_workers <= 1 || db == NULL ||
+		pg_atomic_read_u32(&db->slow_workers) < (uint32) dgen_max_workers - 1;
+}
+
+/*
  * The last thing that the process does in shared memory: its transaction has
  * been rolled back, its leases are free.
  */
@@ -297,32 +338,11 @@ leave(int code, Datum arg)
 	if (dgen_my_slot == NULL)
 		return;
 	dgen_batch_at_exit();
+	release_slow();
 	dgen_slot_release(DatumGetInt32(arg), my_generation);
 }
 
 /* ---------------------------------------------------------------- the loop */
-
-/*
- * May this worker take modules whose activations are slow?  Not if it is the
- * last one of the database that does not: a quick module's calls must find a
- * worker within a batch's budget.
- */
-static bool
-may_be_slow(void)
-{
-	int			slow = 0;
-
-	if (dgen_max_workers <= 1)
-		return true;
-	for (int i = 0; i < dgen_shared->nslots; i++)
-	{
-		DgenWorkerSlot *slot = &dgen_shared->slots[i];
-
-		if (slot != dgen_my_slot && slot->slow && slot->database == MyDatabaseId)
-			slow++;
-	}
-	return slow < dgen_max_workers - 1;
-}
 
 /* Serve one batch; false if there was nothing to do. */
 static bool
@@ -332,10 +352,11 @@ serve(void)
 	int32		module_id;
 	int			n;
 
-	n = dgen_ready_take(my_pool, may_be_slow(), DGEN_MAX_BATCH, taken, &module_id);
+	n = dgen_ready_take(my_pool, reserve_slow(), DGEN_MAX_BATCH, taken, &module_id);
+	if (n == 0 || !dgen_pace_is_slow(MyDatabaseId, module_id))
+		release_slow();
 	if (n == 0)
 		return false;
-	dgen_my_slot->slow = dgen_pace_is_slow(MyDatabaseId, module_id);
 	dgen_my_slot->busy_since = GetCurrentTimestamp();
 	dgen_my_slot->state = DGEN_WORKER_BUSY;
 	dgen_batch_serve(my_pool, taken, n, module_id);
@@ -343,7 +364,7 @@ serve(void)
 	dgen_cache_trim();
 	/* at most once a second, or autovacuum would never hear of a busy worker */
 	pgstat_report_stat(false);
-	dgen_my_slot->slow = false;
+	release_slow();
 	return true;
 }
 
