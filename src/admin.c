@@ -126,8 +126,6 @@ remember_change(DgenModule *module, int64 hash)
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
 	Change	   *entry = palloc(sizeof(Change));
 
-	/* the callback must find the area of calls attached */
-	(void) dgen_dsa();
 	entry->owner = module->owner;
 	entry->module_id = module->id;
 	entry->hash = hash;

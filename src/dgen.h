@@ -543,6 +543,7 @@ typedef struct DgenReady
 	dsa_pointer calls;			/* first waiting call; linked by DgenCall.next */
 	dsa_pointer last_call;
 	TimestampTz queued_at;
+	uint64		stopped_id;		/* calls with lower ids waited when the server was stopped */
 	TimestampTz park_until;		/* 0: until rung */
 	int			deferrals;		/* leases missed in a row */
 } DgenReady;
@@ -565,6 +566,7 @@ typedef struct DgenTaken
 	int			entry;
 	int64		hash;
 	dsa_pointer calls;			/* its calls, now the worker's, in order */
+	uint64		stopped_id;		/* of the entry */
 	int			deferrals;		/* leases missed in a row */
 } DgenTaken;
 extern int	dgen_ready_take(int pool, bool allow_slow, int max, DgenTaken *taken, int32 *module_id);
@@ -911,7 +913,6 @@ typedef struct DgenCall
 	pg_atomic_uint32 worker_slot;	/* who has it, or PG_UINT32_MAX */
 	pg_atomic_uint64 worker_vxid;	/* process number << 32 | local xid, of the running transaction */
 	int			losses;			/* workers that died with it */
-	bool		stopped;		/* its server was stopped while it waited */
 	TimestampTz issued_at;
 	TimestampTz deadline;		/* DT_NOEND: none */
 	dsa_pointer next;			/* in its ready entry */

@@ -524,11 +524,9 @@ dgen_ready_stop_calls(Oid database, Oid owner, int32 module_id, int64 hash)
 	if (pool == NULL)
 		return;
 	i = find_entry(pool, module_id, hash);
+	/* by their ids: to look at the calls might map memory, which can fail */
 	if (i != DGEN_NONE)
-	{
-		for (dsa_pointer p = ready->entries[i].calls; p != InvalidDsaPointer; p = call_at(p)->next)
-			call_at(p)->stopped = true;
-	}
+		ready->entries[i].stopped_id = pg_atomic_read_u64(&dgen_shared->next_call_id);
 	LWLockRelease(&pool->lock);
 }
 
@@ -575,6 +573,7 @@ dgen_ready_take(int poolno, bool allow_slow, int max, DgenTaken *taken, int32 *m
 		taken[n].entry = i;
 		taken[n].hash = entry->hash;
 		taken[n].calls = entry->calls;
+		taken[n].stopped_id = entry->stopped_id;
 		taken[n].deferrals = entry->deferrals;
 		entry->calls = entry->last_call = InvalidDsaPointer;
 		n++;
