@@ -52,10 +52,6 @@ typedef bool DgenUpdateIndexes;
 #define MyVxidProc (MyProc->backendId)
 #endif
 
-#if PG_VERSION_NUM >= 170000
-#define AmRegularBackend() AmRegularBackendProcess()
-#endif
-
 /* 16: one function for the rights on any object; SET ROLE apart from membership */
 #include "utils/acl.h"
 #if PG_VERSION_NUM < 160000

@@ -33,7 +33,6 @@
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"
 
-#define DGEN_VERSION "0.1"
 #define DGEN_SCHEMA "dgen"
 #define DGEN_MAX_ADDRESS 512	/* bytes of module '/' key */
 
@@ -1013,7 +1012,6 @@ extern void dgen_waiter_remove(void);	/* all of this process */
 extern void dgen_waiter_at_abort(void); /* at the abort of any (sub)transaction */
 /* no ERROR in these: they may be called from commit callbacks */
 extern bool dgen_waiters_any(void);
-extern void dgen_waiter_notify(DgenWaitKind kind, int64 key);
 extern void dgen_waiter_xact_callback(XactEvent event);
 /* wakes who waits for this when this transaction commits */
 extern void dgen_notify_at_commit(DgenWaitKind kind, int64 key);

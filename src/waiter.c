@@ -193,15 +193,6 @@ wake(const Notice *list, int n, bool all)
 	LWLockRelease(&shared->lock);
 }
 
-/* Wake who waits for this, now.  Raises nothing. */
-void
-dgen_waiter_notify(DgenWaitKind kind, int64 key)
-{
-	Notice		notice = {kind, key};
-
-	wake(&notice, 1, false);
-}
-
 /*
  * Wake who waits for this when the transaction commits.  Remembered even while
  * nobody waits: who comes before the commit is visible must be woken by it.
