@@ -155,6 +155,8 @@ def switches(pid):
 def idle_cpu(b):
     """an idle cluster with dgen loaded"""
     seconds = scaled(20, 5)
+    b.cluster.configure({"dgen.worker_idle_timeout": "1h"})     # all runs have them
+    b.cluster.reload()
     load = b.pgbench(INCREMENT, clients=8, seconds=1)       # so that there are workers
     b.expect("counter", load.count)
     time.sleep(2)
