@@ -185,6 +185,13 @@ static void
 untrack(Outstanding *o)
 {
 	outstanding = list_delete_ptr(outstanding, o);
+
+	/*
+	 * Its handler may be about to commit noreply: either we see that it has,
+	 * or that commit sees that we are gone.
+	 */
+	pg_atomic_write_u32(&o->call->caller_gone, 1);
+	pg_memory_barrier();
 	if (pg_atomic_read_u32(&o->call->state) == DGEN_CALL_DEFERRED)
 		dgen_deferred_forget(o->call->id);
 	dgen_call_unref(o->call, o->self);
@@ -337,6 +344,7 @@ issue(DgenModule *module, const DgenAddress *to, Jsonb *request, TimestampTz dea
 	memset(call, 0, offsetof(DgenCall, data));
 	pg_atomic_init_u32(&call->refs, 2);
 	pg_atomic_init_u32(&call->state, DGEN_CALL_QUEUED);
+	pg_atomic_init_u32(&call->caller_gone, 0);
 	pg_atomic_init_u32(&call->worker_slot, DGEN_NO_SLOT);
 	pg_atomic_init_u64(&call->worker_vxid, 0);
 	call->id = pg_atomic_fetch_add_u64(&dgen_shared->next_call_id, 1);

@@ -358,7 +358,13 @@ commit_change(Change *c)
 		dgen_call_unref(call, self);
 	}
 	else
+	{
 		pg_atomic_write_u32(&call->state, DGEN_CALL_DEFERRED);
+		pg_memory_barrier();
+		/* the worker's own reference keeps the call: this frees nothing yet */
+		if (pg_atomic_read_u32(&call->caller_gone))
+			dgen_deferred_forget(call->id);
+	}
 }
 
 void

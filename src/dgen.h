@@ -901,6 +901,7 @@ typedef struct DgenCall
 {
 	pg_atomic_uint32 refs;		/* the caller and the queue or worker */
 	pg_atomic_uint32 state;		/* DgenCallState */
+	pg_atomic_uint32 caller_gone;	/* nobody waits any more */
 	uint64		id;
 	uint64		secret;			/* of its from token; 0: none was made */
 	Oid			database;
