@@ -36,8 +36,8 @@ def million_idle(b):
     own_before, shared_before, workers_before = worker_memory(b)
     b.super.execute("""
         INSERT INTO dgen.server (server, status, failing, incarnation, version, updated_at,
-                                 started_at, state, base_version, patch_bytes)
-        SELECT 'counter/' || i, 'a', false, 1, 1, now(), now(), '0', 1, 0
+                                 started_at, state, base_version, patch_bytes, monitored, supervised)
+        SELECT 'counter/' || i, 'a', false, 1, 1, now(), now(), '0', 1, 0, false, false
         FROM generate_series(1, %s::int) i""", (number,))
     b.super.execute("VACUUM ANALYZE dgen.server")
     b.super.execute("CREATE TABLE by_hand_many AS SELECT i AS id, '0'::jsonb AS state "

@@ -89,6 +89,19 @@ CREATE TABLE dgen.server (
 	state jsonb,						-- as of base_version
 	base_version bigint NOT NULL,
 	patch_bytes bigint NOT NULL,		-- of dgen.patch's rows behind it
+	monitored boolean NOT NULL,			-- rows in dgen.monitor may name this server
+	supervised boolean NOT NULL,		-- it is a child of a supervisor
+	postponed integer,					-- how many rows of dgen.postponed are its
+	crashes integer,					-- errors in a row, of a module with on_crash_loop
+	continue_id bigint,					-- message to be handled before all others
+	good_version bigint,				-- newest version under which a handler succeeded
+	timeout_at timestamptz,				-- idle until then: a timeout
+	timeout_id bigint,					-- the row of dgen.delayed that stands for it
+	timeout_due timestamptz,			-- and when that is due, which may be earlier
+	lock_id bigint,						-- message whose work is done outside
+	lock_token bigint,					-- by whoever has this
+	locked_until timestamptz,			-- null: while its worker lives
+	state_name text COLLATE "C",		-- of a state machine
 	PRIMARY KEY (server)
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05,
 	autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
@@ -126,6 +139,9 @@ CREATE TABLE dgen.message (
 	sender text COLLATE "C" NOT NULL,	-- a server's address, or a session's id
 	dedup_key text COLLATE "C",
 	vsn text COLLATE "C",
+	incarnation bigint,					-- it is for this one only; null: for whichever lives
+	timer bigint,						-- the timer that it comes of
+	token text COLLATE "C",				-- by which the caller who waits is answered
 	context jsonb,
 	message jsonb NOT NULL,
 	PRIMARY KEY (id)
@@ -149,6 +165,9 @@ CREATE TABLE dgen.delayed (
 	sender text COLLATE "C" NOT NULL,
 	dedup_key text COLLATE "C",
 	vsn text COLLATE "C",
+	incarnation bigint,					-- it is for this one only; null: for whichever lives
+	timer bigint,						-- the timer that it comes of
+	token text COLLATE "C",				-- by which the caller who waits is answered
 	context jsonb,
 	message jsonb NOT NULL,
 	PRIMARY KEY (id)
@@ -190,6 +209,9 @@ CREATE TABLE dgen.letter (
 	sender text COLLATE "C" NOT NULL,
 	dedup_key text COLLATE "C",
 	vsn text COLLATE "C",
+	incarnation bigint,					-- it is for this one only; null: for whichever lives
+	timer bigint,						-- the timer that it comes of
+	token text COLLATE "C",				-- by which the caller who waits is answered
 	context jsonb,
 	message jsonb NOT NULL,
 	failed_at timestamptz NOT NULL,

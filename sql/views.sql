@@ -63,7 +63,8 @@ COMMENT ON FUNCTION dgen.worker_info() IS
 CREATE FUNCTION dgen.kind_name(kind "char")
 RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE kind WHEN 'c' THEN 'cast' WHEN 'i' THEN 'info' WHEN 'r' THEN 'request'
-	WHEN 'n' THEN 'continue' WHEN 'p' THEN 'reply' END;
+	WHEN 'n' THEN 'continue' WHEN 'p' THEN 'reply' WHEN 'k' THEN 'call'
+	WHEN 'm' THEN 'timer' WHEN 't' THEN 'timeout' WHEN 'd' THEN 'DOWN' END;
 COMMENT ON FUNCTION dgen.kind_name("char") IS
 'a kind of message, in full';
 

@@ -111,6 +111,8 @@ dgen_batch_keep(DgenServer *server)
 	}
 	if (server->stop_reason != NULL)
 		server->stop_reason = pstrdup(server->stop_reason);
+	if (server->state_name != NULL)
+		server->state_name = pstrdup(server->state_name);
 	MemoryContextSwitchTo(old);
 }
 

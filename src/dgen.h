@@ -174,6 +174,10 @@ typedef enum DgenResultField
 	DGEN_RESULT_EXIT,			/* text: the reason */
 	DGEN_RESULT_REJECT,			/* text: the reason */
 	DGEN_RESULT_RETRY_AFTER,	/* interval */
+	DGEN_RESULT_CONTINUE,		/* jsonb: the message */
+	DGEN_RESULT_TIMEOUT,		/* interval */
+	DGEN_RESULT_POSTPONE,		/* boolean */
+	DGEN_RESULT_LOCK,			/* boolean */
 	DGEN_RESULT_VALUE			/* the plain result: validate, accept, query, format_* */
 } DgenResultField;
 
@@ -619,6 +623,16 @@ extern int64 dgen_length_add(int64 hash, int64 delta, bool *known);
 extern void dgen_length_set(int64 hash, int64 length);
 
 /* --------------------------------------------------------------- mailbox.c */
+#define DGEN_KIND_CAST 'c'
+#define DGEN_KIND_INFO 'i'
+#define DGEN_KIND_REQUEST 'r'	/* a call whose reply is kept */
+#define DGEN_KIND_REPLY 'p'		/* to a request of the server */
+#define DGEN_KIND_CONTINUE 'n'
+#define DGEN_KIND_CALL 'k'		/* a call that was postponed or locked; its caller still waits */
+#define DGEN_KIND_TIMER 'm'		/* a named timer */
+#define DGEN_KIND_TIMEOUT 't'	/* idle timeout */
+#define DGEN_KIND_DOWN 'd'		/* a monitored server ended */
+
 typedef struct DgenMessage
 {
 	ItemPointerData tid;
@@ -626,7 +640,7 @@ typedef struct DgenMessage
 	int64		hash;
 	int16		priority;		/* -1 low, 0 normal, 1 high */
 	int16		max_attempts;	/* 0: the module's */
-	char		kind;			/* 'c', 'i', 'r', 'n' */
+	char		kind;			/* DGEN_KIND_... */
 	bool		notify;
 	TimestampTz sent_at;
 	TimestampTz expires_at;		/* DT_NOEND: never */
@@ -636,11 +650,14 @@ typedef struct DgenMessage
 	const char *sender;
 	const char *dedup_key;		/* or NULL, as the next */
 	const char *vsn;
+	int64		incarnation;	/* the only one it is for; 0: any */
+	int64		timer;			/* the timer that it comes of, or 0 */
+	const char *token;			/* of the call that it was, or NULL */
 	Jsonb	   *context;		/* or NULL */
 	Jsonb	   *message;
 } DgenMessage;
 
-#define DGEN_MESSAGE_NATTS 15
+#define DGEN_MESSAGE_NATTS 18
 
 /* fills sender, role, context, vsn, time from where we are */
 extern void dgen_message_init(DgenMessage *msg, const DgenAddress *to, char kind, Jsonb *message);
@@ -704,6 +721,19 @@ typedef struct DgenServer
 	char		base[TOAST_POINTER_SIZE];	/* this one */
 	int64		base_version;	/* of which version the column is */
 	int64		patch_bytes;	/* in dgen.patch, behind it */
+	bool		monitored;		/* as the next, and all to state_name: see sql/tables.sql */
+	bool		supervised;
+	int			postponed;
+	int			crashes;
+	int64		continue_id;	/* 0: null, as the next ones */
+	int64		good_version;
+	TimestampTz timeout_at;
+	int64		timeout_id;
+	TimestampTz timeout_due;
+	int64		lock_id;
+	int64		lock_token;
+	TimestampTz locked_until;
+	char	   *state_name;		/* or NULL */
 	Jsonb	   *attributes;		/* in their table, if they are known; NULL: no row */
 	ItemPointerData attributes_tid;
 	bool		attributes_known;
@@ -764,7 +794,11 @@ typedef struct DgenResult
 	bool		noreply;
 	char	   *exit;			/* reason or NULL, as the next */
 	char	   *reject;
-	Interval   *retry_after;	/* or NULL */
+	Interval   *retry_after;	/* or NULL, as the next two */
+	Jsonb	   *continue_with;
+	Interval   *timeout;
+	bool		postpone;
+	bool		lock;
 	bool		is_null;		/* of a plain value */
 	Datum		value;			/* boolean or jsonb of validate, accept, query, format_* */
 } DgenResult;
@@ -775,8 +809,14 @@ typedef enum DgenDirective
 	DGEN_SAID_NOREPLY = 1,
 	DGEN_SAID_EXIT = 2,
 	DGEN_SAID_REJECT = 4,
-	DGEN_SAID_RETRY_AFTER = 8
+	DGEN_SAID_RETRY_AFTER = 8,
+	DGEN_SAID_CONTINUE = 16,
+	DGEN_SAID_TIMEOUT = 32,
+	DGEN_SAID_POSTPONE = 64,
+	DGEN_SAID_LOCK = 128
 } DgenDirective;
+
+#define DGEN_SAID_LAST DGEN_SAID_LOCK
 
 /* what dgen.self(), sender(), kind() ... answer; a stack, innermost last */
 typedef struct DgenScope
@@ -811,7 +851,8 @@ typedef enum DgenIdentity
 
 extern void dgen_handler_run(DgenScope *scope, DgenCallbackKind kind, DgenIdentity identity,
 							 int nargs, NullableDatum *args, DgenResult *result);
-extern void dgen_scope_say(DgenDirective what, const char *text, const Interval *interval);
+extern void dgen_scope_say(DgenDirective what, const char *text, const Interval *interval,
+						   Jsonb *message);
 extern void dgen_scope_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
 extern void dgen_scope_reset(void); /* at the end of a transaction */
 
@@ -849,6 +890,10 @@ typedef struct DgenActivation
 	bool		exited;
 	char	   *reason;			/* of exit or reject */
 	Interval   *retry_after;
+	Jsonb	   *continue_with;	/* also said by an init on the way; NULL: not */
+	Interval   *timeout;		/* as continue_with */
+	bool		postponed;
+	bool		locked;
 } DgenActivation;
 
 /*

@@ -38,6 +38,7 @@ typedef struct DgenSaid
 	DgenDirective what;
 	char	   *text;
 	Interval	interval;
+	Jsonb	   *message;
 	SubTransactionId subid;
 } DgenSaid;
 
@@ -58,6 +59,14 @@ directive_name(DgenDirective what)
 			return "reject";
 		case DGEN_SAID_RETRY_AFTER:
 			return "retry_after";
+		case DGEN_SAID_CONTINUE:
+			return "continue";
+		case DGEN_SAID_TIMEOUT:
+			return "timeout";
+		case DGEN_SAID_POSTPONE:
+			return "postpone";
+		case DGEN_SAID_LOCK:
+			return "lock";
 	}
 	return "directive";
 }
@@ -66,15 +75,21 @@ directive_name(DgenDirective what)
 static int
 allowed_directives(DgenCallbackKind callback, const char *kind)
 {
+	const int	always = DGEN_SAID_EXIT | DGEN_SAID_REJECT | DGEN_SAID_CONTINUE |
+		DGEN_SAID_TIMEOUT | DGEN_SAID_LOCK;
+
 	switch (callback)
 	{
+		case DGEN_INIT:
+			return DGEN_SAID_CONTINUE | DGEN_SAID_TIMEOUT;
 		case DGEN_HANDLE_CALL:
-			return DGEN_SAID_NOREPLY | DGEN_SAID_EXIT | DGEN_SAID_REJECT |
+			return always | DGEN_SAID_NOREPLY | DGEN_SAID_POSTPONE |
 				(strcmp(kind, "request") == 0 ? DGEN_SAID_RETRY_AFTER : 0);
 		case DGEN_HANDLE_CAST:
 		case DGEN_HANDLE_INFO:
+			return always | DGEN_SAID_RETRY_AFTER | DGEN_SAID_POSTPONE;
 		case DGEN_HANDLE_CONTINUE:
-			return DGEN_SAID_EXIT | DGEN_SAID_REJECT | DGEN_SAID_RETRY_AFTER;
+			return always | DGEN_SAID_RETRY_AFTER;
 		default:
 			return 0;
 	}
@@ -98,7 +113,7 @@ check_allowed(DgenScope *scope, DgenDirective what)
  * counts if the subtransaction that said it commits; the last one wins.
  */
 void
-dgen_scope_say(DgenDirective what, const char *text, const Interval *interval)
+dgen_scope_say(DgenDirective what, const char *text, const Interval *interval, Jsonb *message)
 {
 	MemoryContext old;
 	DgenSaid   *said;
@@ -116,6 +131,11 @@ dgen_scope_say(DgenDirective what, const char *text, const Interval *interval)
 	said->text = text ? pstrdup(text) : NULL;
 	if (interval != NULL)
 		said->interval = *interval;
+	if (message != NULL)
+	{
+		said->message = palloc(VARSIZE(message));
+		memcpy(said->message, message, VARSIZE(message));
+	}
 	said->subid = GetCurrentSubTransactionId();
 	dgen_scope->said = lcons(said, dgen_scope->said);
 	MemoryContextSwitchTo(old);
@@ -245,6 +265,18 @@ take_field(DgenResultField field, Datum value, bool isnull, DgenResult *result)
 		case DGEN_RESULT_RETRY_AFTER:
 			result->retry_after = isnull ? NULL : DatumGetIntervalP(value);
 			break;
+		case DGEN_RESULT_CONTINUE:
+			result->continue_with = isnull ? NULL : DatumGetJsonbP(value);
+			break;
+		case DGEN_RESULT_TIMEOUT:
+			result->timeout = isnull ? NULL : DatumGetIntervalP(value);
+			break;
+		case DGEN_RESULT_POSTPONE:
+			result->postpone = !isnull && DatumGetBool(value);
+			break;
+		case DGEN_RESULT_LOCK:
+			result->lock = !isnull && DatumGetBool(value);
+			break;
 		case DGEN_RESULT_VALUE:
 			result->is_null = isnull;
 			result->value = value;
@@ -290,59 +322,113 @@ decode_result(DgenCallback *cb, Datum value, bool isnull, DgenResult *result)
 		take_field(cb->results[i], nulls[i] ? (Datum) 0 : values[i], nulls[i], result);
 }
 
+/* Which directives a result holds. */
+static int
+given_directives(const DgenResult *result)
+{
+	return (result->noreply ? DGEN_SAID_NOREPLY : 0) |
+		(result->exit ? DGEN_SAID_EXIT : 0) |
+		(result->reject ? DGEN_SAID_REJECT : 0) |
+		(result->retry_after ? DGEN_SAID_RETRY_AFTER : 0) |
+		(result->continue_with ? DGEN_SAID_CONTINUE : 0) |
+		(result->timeout ? DGEN_SAID_TIMEOUT : 0) |
+		(result->postpone ? DGEN_SAID_POSTPONE : 0) |
+		(result->lock ? DGEN_SAID_LOCK : 0);
+}
+
+/* Add one that was said by function, out of the scope's memory. */
+static void
+add_directive(DgenResult *result, const DgenSaid *said)
+{
+	switch (said->what)
+	{
+		case DGEN_SAID_NOREPLY:
+			result->noreply = true;
+			break;
+		case DGEN_SAID_EXIT:
+			result->exit = pstrdup(said->text);
+			break;
+		case DGEN_SAID_REJECT:
+			result->reject = pstrdup(said->text);
+			break;
+		case DGEN_SAID_RETRY_AFTER:
+			result->retry_after = palloc(sizeof(Interval));
+			*result->retry_after = said->interval;
+			break;
+		case DGEN_SAID_CONTINUE:
+			result->continue_with = palloc(VARSIZE(said->message));
+			memcpy(result->continue_with, said->message, VARSIZE(said->message));
+			break;
+		case DGEN_SAID_TIMEOUT:
+			result->timeout = palloc(sizeof(Interval));
+			*result->timeout = said->interval;
+			break;
+		case DGEN_SAID_POSTPONE:
+			result->postpone = true;
+			break;
+		case DGEN_SAID_LOCK:
+			result->lock = true;
+			break;
+	}
+}
+
+/*
+ * reject and retry_after undo the activation; postpone and lock keep its
+ * message, whose answer is then for later.
+ */
+static void
+check_contradictions(DgenScope *scope, DgenResult *result)
+{
+	const int	undo = DGEN_SAID_REJECT | DGEN_SAID_RETRY_AFTER;
+	const int	keep = DGEN_SAID_POSTPONE | DGEN_SAID_LOCK;
+	int			given = given_directives(result);
+	bool		reply = result->has_reply && scope->callback == DGEN_HANDLE_CALL;
+	StringInfoData list;
+
+	if (!(((given & undo) && (given & (given - 1))) ||
+		  ((given & keep) && ((given & ~(keep | DGEN_SAID_TIMEOUT)) || reply)) ||
+		  (given & keep) == keep ||
+		  (result->noreply && reply)))
+		return;
+	initStringInfo(&list);
+	if (reply)
+		appendStringInfoString(&list, " reply");
+	for (int what = 1; what <= DGEN_SAID_LAST; what <<= 1)
+	{
+		if (given & what)
+			appendStringInfo(&list, " %s", directive_name(what));
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+			 errmsg("contradictory directives from %s", dgen_callback_name(scope->callback)),
+			 errdetail("It said%s.", list.data),
+			 errhint("reject and retry_after undo the activation, and go with nothing else; postpone and lock answer later; noreply goes without a reply.")));
+}
+
 /* Directives said by function hold unless a column says more. */
 static void
 merge_directives(DgenScope *scope, DgenResult *result)
 {
-	int			seen = 0;
-	int			columns = (result->noreply ? DGEN_SAID_NOREPLY : 0) |
-		(result->exit ? DGEN_SAID_EXIT : 0) |
-		(result->reject ? DGEN_SAID_REJECT : 0) |
-		(result->retry_after ? DGEN_SAID_RETRY_AFTER : 0);
+	int			seen = given_directives(result);
 	ListCell   *lc;
 
-	for (int what = 1; what <= DGEN_SAID_RETRY_AFTER; what <<= 1)
+	if (seen == 0 && scope->said == NIL)
+		return;
+	for (int what = 1; what <= DGEN_SAID_LAST; what <<= 1)
 	{
-		if (columns & what)
+		if (seen & what)
 			check_allowed(scope, what);
 	}
 	foreach(lc, scope->said)
 	{
 		DgenSaid   *said = lfirst(lc);
 
-		if ((seen | columns) & said->what)
+		if (seen & said->what)
 			continue;
 		seen |= said->what;
-		switch (said->what)
-		{
-			case DGEN_SAID_NOREPLY:
-				result->noreply = true;
-				break;
-			case DGEN_SAID_EXIT:
-				result->exit = pstrdup(said->text);
-				break;
-			case DGEN_SAID_REJECT:
-				result->reject = pstrdup(said->text);
-				break;
-			case DGEN_SAID_RETRY_AFTER:
-				result->retry_after = palloc(sizeof(Interval));
-				*result->retry_after = said->interval;
-				break;
-		}
+		add_directive(result, said);
 	}
-	if ((result->reject && (result->retry_after || result->exit || result->noreply)) ||
-		(result->retry_after && (result->exit || result->noreply)) ||
-		(result->noreply && result->has_reply))
-		ereport(ERROR,
-				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
-				 errmsg("contradictory directives from %s", dgen_callback_name(scope->callback)),
-				 errdetail("It said%s%s%s%s%s.",
-						   result->has_reply && result->noreply ? " reply" : "",
-						   result->noreply ? " noreply" : "",
-						   result->exit ? " exit" : "",
-						   result->reject ? " reject" : "",
-						   result->retry_after ? " retry_after" : ""),
-				 errhint("reject and retry_after undo the activation, and go with nothing else; noreply goes without a reply.")));
+	check_contradictions(scope, result);
 }
 
 /*

@@ -98,7 +98,7 @@ PG_FUNCTION_INFO_V1(dgen_noreply);
 Datum
 dgen_noreply(PG_FUNCTION_ARGS)
 {
-	dgen_scope_say(DGEN_SAID_NOREPLY, NULL, NULL);
+	dgen_scope_say(DGEN_SAID_NOREPLY, NULL, NULL, NULL);
 	PG_RETURN_VOID();
 }
 
@@ -118,7 +118,7 @@ PG_FUNCTION_INFO_V1(dgen_exit);
 Datum
 dgen_exit(PG_FUNCTION_ARGS)
 {
-	dgen_scope_say(DGEN_SAID_EXIT, reason_arg(fcinfo, "exit"), NULL);
+	dgen_scope_say(DGEN_SAID_EXIT, reason_arg(fcinfo, "exit"), NULL, NULL);
 	PG_RETURN_VOID();
 }
 
@@ -126,7 +126,7 @@ PG_FUNCTION_INFO_V1(dgen_reject);
 Datum
 dgen_reject(PG_FUNCTION_ARGS)
 {
-	dgen_scope_say(DGEN_SAID_REJECT, reason_arg(fcinfo, "reject"), NULL);
+	dgen_scope_say(DGEN_SAID_REJECT, reason_arg(fcinfo, "reject"), NULL, NULL);
 	PG_RETURN_VOID();
 }
 
@@ -140,6 +140,6 @@ dgen_retry_after(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("delay of dgen.retry_after() must not be null")));
-	dgen_scope_say(DGEN_SAID_RETRY_AFTER, NULL, PG_GETARG_INTERVAL_P(0));
+	dgen_scope_say(DGEN_SAID_RETRY_AFTER, NULL, PG_GETARG_INTERVAL_P(0), NULL);
 	PG_RETURN_VOID();
 }

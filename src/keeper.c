@@ -81,7 +81,7 @@
 #define MESSAGE_ID_INDEX 0
 #define ATTEMPT_SERVER 2
 #define LETTER_SERVER 9
-#define LETTER_FAILED_AT 16
+#define LETTER_FAILED_AT 19
 #define LETTER_FAILED_INDEX 2
 
 /* what became of a row that is due */

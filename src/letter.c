@@ -30,7 +30,7 @@
 
 /* columns, from 1 */
 #define MESSAGE_KIND 5
-#define LETTER_FAILED_AT 16
+#define LETTER_FAILED_AT 19
 
 /* what is done with each of many letters; true if it was */
 typedef bool (*LetterAction) (DgenModule *module, DgenTable *letters, HeapTuple tuple,

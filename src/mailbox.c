@@ -65,9 +65,14 @@ dgen_message_form(const DgenMessage *msg, Datum *values, bool *nulls)
 	values[10] = CStringGetTextDatum(msg->sender);
 	values[11] = text_or_null(msg->dedup_key, &nulls[11]);
 	values[12] = text_or_null(msg->vsn, &nulls[12]);
-	values[13] = PointerGetDatum(msg->context);
-	nulls[13] = (msg->context == NULL);
-	values[14] = JsonbPGetDatum(msg->message);
+	values[13] = Int64GetDatum(msg->incarnation);
+	nulls[13] = (msg->incarnation == 0);
+	values[14] = Int64GetDatum(msg->timer);
+	nulls[14] = (msg->timer == 0);
+	values[15] = text_or_null(msg->token, &nulls[15]);
+	values[16] = PointerGetDatum(msg->context);
+	nulls[16] = (msg->context == NULL);
+	values[17] = JsonbPGetDatum(msg->message);
 }
 
 /*
@@ -99,8 +104,11 @@ dgen_message_deform(HeapTuple tuple, TupleDesc desc, int skip, DgenMessage *msg)
 	msg->sender = TextDatumGetCString(v[10]);
 	msg->dedup_key = n[11] ? NULL : TextDatumGetCString(v[11]);
 	msg->vsn = n[12] ? NULL : TextDatumGetCString(v[12]);
-	msg->context = n[13] ? NULL : (Jsonb *) PG_DETOAST_DATUM_COPY(v[13]);
-	msg->message = (Jsonb *) PG_DETOAST_DATUM_COPY(v[14]);
+	msg->incarnation = n[13] ? 0 : DatumGetInt64(v[13]);
+	msg->timer = n[14] ? 0 : DatumGetInt64(v[14]);
+	msg->token = n[15] ? NULL : TextDatumGetCString(v[15]);
+	msg->context = n[16] ? NULL : (Jsonb *) PG_DETOAST_DATUM_COPY(v[16]);
+	msg->message = (Jsonb *) PG_DETOAST_DATUM_COPY(v[17]);
 }
 
 /* For list_sort() of DgenMessages: in the order in which they were sent. */

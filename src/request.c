@@ -49,7 +49,7 @@
 #define MESSAGE_SERVER 9
 #define MESSAGE_ROLE 10
 #define MESSAGE_SENDER 11
-#define LETTER_ERROR 19
+#define LETTER_ERROR 22
 
 /* of dgen.reply */
 #define REPLY_SERVER 2

@@ -283,6 +283,8 @@ keep_server(Batch *b, DgenServer *server, Jsonb *before)
 	}
 	if (server->stop_reason != NULL)
 		server->stop_reason = pstrdup(server->stop_reason);
+	if (server->state_name != NULL)
+		server->state_name = pstrdup(server->state_name);
 	MemoryContextSwitchTo(old);
 }
 

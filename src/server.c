@@ -43,7 +43,9 @@ enum
 	COL_SERVER, COL_STATUS, COL_FAILING, COL_INCARNATION, COL_VERSION,
 	COL_UPDATED_AT, COL_STARTED_AT, COL_SUSPENDED_AT, COL_TOMBSTONE_UNTIL,
 	COL_SUSPENDED_BY, COL_STOP_REASON, COL_VSN, COL_STATE, COL_BASE_VERSION,
-	COL_PATCH_BYTES, NCOLS
+	COL_PATCH_BYTES, COL_MONITORED, COL_SUPERVISED, COL_POSTPONED, COL_CRASHES,
+	COL_CONTINUE_ID, COL_GOOD_VERSION, COL_TIMEOUT_AT, COL_TIMEOUT_ID, COL_TIMEOUT_DUE,
+	COL_LOCK_ID, COL_LOCK_TOKEN, COL_LOCKED_UNTIL, COL_STATE_NAME, NCOLS
 };
 
 typedef struct CacheKey
@@ -131,6 +133,12 @@ time_col(Datum *values, bool *nulls, int col)
 	return nulls[col] ? 0 : DatumGetTimestampTz(values[col]);
 }
 
+static int64
+int_col(Datum *values, bool *nulls, int col)
+{
+	return nulls[col] ? 0 : DatumGetInt64(values[col]);
+}
+
 static void
 deform_server(HeapTuple tuple, TupleDesc desc, DgenServer *server, Snapshot snapshot)
 {
@@ -155,6 +163,19 @@ deform_server(HeapTuple tuple, TupleDesc desc, DgenServer *server, Snapshot snap
 	server->vsn = text_col(values, nulls, COL_VSN);
 	server->base_version = DatumGetInt64(values[COL_BASE_VERSION]);
 	server->patch_bytes = DatumGetInt64(values[COL_PATCH_BYTES]);
+	server->monitored = DatumGetBool(values[COL_MONITORED]);
+	server->supervised = DatumGetBool(values[COL_SUPERVISED]);
+	server->postponed = nulls[COL_POSTPONED] ? 0 : DatumGetInt32(values[COL_POSTPONED]);
+	server->crashes = nulls[COL_CRASHES] ? 0 : DatumGetInt32(values[COL_CRASHES]);
+	server->continue_id = int_col(values, nulls, COL_CONTINUE_ID);
+	server->good_version = int_col(values, nulls, COL_GOOD_VERSION);
+	server->timeout_at = time_col(values, nulls, COL_TIMEOUT_AT);
+	server->timeout_id = int_col(values, nulls, COL_TIMEOUT_ID);
+	server->timeout_due = time_col(values, nulls, COL_TIMEOUT_DUE);
+	server->lock_id = int_col(values, nulls, COL_LOCK_ID);
+	server->lock_token = int_col(values, nulls, COL_LOCK_TOKEN);
+	server->locked_until = time_col(values, nulls, COL_LOCKED_UNTIL);
+	server->state_name = text_col(values, nulls, COL_STATE_NAME);
 	dgen_state_load(server, values[COL_STATE], nulls[COL_STATE], snapshot);
 }
 
@@ -260,6 +281,13 @@ text_value(const char *s, bool *isnull)
 	return s ? CStringGetTextDatum(s) : (Datum) 0;
 }
 
+static Datum
+int_value(int64 n, bool *isnull)
+{
+	*isnull = (n == 0);
+	return Int64GetDatum(n);
+}
+
 static void
 form_server(DgenServer *server, Datum *values, bool *nulls)
 {
@@ -281,6 +309,21 @@ form_server(DgenServer *server, Datum *values, bool *nulls)
 	values[COL_STATE] = dgen_state_store(server, &nulls[COL_STATE]);
 	values[COL_BASE_VERSION] = Int64GetDatum(server->base_version);
 	values[COL_PATCH_BYTES] = Int64GetDatum(server->patch_bytes);
+	values[COL_MONITORED] = BoolGetDatum(server->monitored);
+	values[COL_SUPERVISED] = BoolGetDatum(server->supervised);
+	values[COL_POSTPONED] = Int32GetDatum(server->postponed);
+	nulls[COL_POSTPONED] = server->postponed == 0;
+	values[COL_CRASHES] = Int32GetDatum(server->crashes);
+	nulls[COL_CRASHES] = server->crashes == 0;
+	values[COL_CONTINUE_ID] = int_value(server->continue_id, &nulls[COL_CONTINUE_ID]);
+	values[COL_GOOD_VERSION] = int_value(server->good_version, &nulls[COL_GOOD_VERSION]);
+	values[COL_TIMEOUT_AT] = time_value(server->timeout_at, &nulls[COL_TIMEOUT_AT]);
+	values[COL_TIMEOUT_ID] = int_value(server->timeout_id, &nulls[COL_TIMEOUT_ID]);
+	values[COL_TIMEOUT_DUE] = time_value(server->timeout_due, &nulls[COL_TIMEOUT_DUE]);
+	values[COL_LOCK_ID] = int_value(server->lock_id, &nulls[COL_LOCK_ID]);
+	values[COL_LOCK_TOKEN] = int_value(server->lock_token, &nulls[COL_LOCK_TOKEN]);
+	values[COL_LOCKED_UNTIL] = time_value(server->locked_until, &nulls[COL_LOCKED_UNTIL]);
+	values[COL_STATE_NAME] = text_value(server->state_name, &nulls[COL_STATE_NAME]);
 }
 
 static void
@@ -533,6 +576,7 @@ dgen_cache_store(DgenServer *server)
 		copy.suspended_by = copy_string(server->suspended_by);
 		copy.stop_reason = copy_string(server->stop_reason);
 		copy.vsn = copy_string(server->vsn);
+		copy.state_name = copy_string(server->state_name);
 		if (server->state != NULL)
 		{
 			copy.state = palloc(VARSIZE(server->state));
