@@ -21,6 +21,6 @@ END $$;
 
 SELECT dgen.create_module('counter');
 
-SELECT dgen.call('counter/home', '"increment"');   -- 1
-SELECT dgen.call('counter/home', '"increment"');   -- 2
-SELECT dgen.state('counter/home');                 -- 2
+SELECT dgen.call('counter/home', '"increment"');   --> 1
+SELECT dgen.call('counter/home', '"increment"');   --> 2
+SELECT dgen.state('counter/home');                 --> 2

@@ -97,12 +97,21 @@ def run(conn, statement, variables):
 
 
 def run_file(cluster, path):
+    return run_blocks(cluster, sql_blocks(path))
+
+
+def run_script(cluster, path):
+    """The same of a file of SQL."""
+    return run_blocks(cluster, [(1, text_of(path))])
+
+
+def run_blocks(cluster, blocks):
     wrong = []
     variables = {}
     checked = 0
     with cluster.connect() as conn:
         conn.execute("SET client_min_messages = error")
-        for line, block in sql_blocks(path):
+        for line, block in blocks:
             for statement in statements(block, line):
                 error, result = run(conn, statement, variables)
                 checked += 1
