@@ -43,7 +43,7 @@ SELECT dgen.create_module('limiter');
 
 SELECT dgen.call('limiter/203.0.113.7', '{"take": 3}');   --> {"left": 2, "allowed": true}
 SELECT dgen.call('limiter/203.0.113.7', '{"take": 2}');   --> {"left": 0, "allowed": true}
-SELECT dgen.call('limiter/203.0.113.7', '{"take": 1}') -> 'allowed';   --> falsealse
+SELECT dgen.call('limiter/203.0.113.7', '{"take": 1}') -> 'allowed';   --> false
 SELECT dgen.call('limiter/203.0.113.8', '{"take": 1}');   --> {"left": 4, "allowed": true}
 
 -- as many at once as there is room for, whoever asks
