@@ -89,6 +89,18 @@ CREATE FUNCTION dgen.send_request(
 COMMENT ON FUNCTION dgen.send_request(server text, request jsonb, notify boolean, expires interval, priority integer) IS
 	'send a request whose reply is kept, if this transaction commits; returns its id';
 
+CREATE FUNCTION dgen.after_commit(function regproc, args jsonb DEFAULT NULL)
+	RETURNS bigint LANGUAGE C
+	AS 'MODULE_PATHNAME', 'dgen_after_commit';
+COMMENT ON FUNCTION dgen.after_commit(function regproc, args jsonb) IS
+	'in a handler: run a function after the commit, at least once, in a transaction of its own; returns the effect''s id';
+
+CREATE FUNCTION dgen.effect_id()
+	RETURNS bigint LANGUAGE C STABLE
+	AS 'MODULE_PATHNAME', 'dgen_effect_id';
+COMMENT ON FUNCTION dgen.effect_id() IS
+	'in a function that dgen.after_commit() runs: the effect''s id, the same at each attempt; null in other handlers';
+
 CREATE FUNCTION dgen.cancel(id bigint)
 	RETURNS boolean LANGUAGE C
 	AS 'MODULE_PATHNAME', 'dgen_cancel';

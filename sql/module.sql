@@ -15,6 +15,7 @@ CREATE FUNCTION dgen.create_module(
 	on_dead_letter text DEFAULT NULL,
 	breaker integer DEFAULT NULL,
 	handler_timeout interval DEFAULT NULL,
+	work_timeout interval DEFAULT NULL,
 	max_attempts integer DEFAULT NULL,
 	backoff_initial interval DEFAULT NULL,
 	backoff_factor double precision DEFAULT NULL,
@@ -38,7 +39,7 @@ CREATE FUNCTION dgen.create_module(
 RETURNS jsonb LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'dgen_create_module';
 COMMENT ON FUNCTION dgen.create_module(text, jsonb, text, boolean, boolean, boolean, text, text, text, text, text, text,
-	integer, interval, integer, interval, double precision, interval, interval, integer, bigint, bigint, bigint,
+	integer, interval, interval, integer, interval, double precision, interval, interval, integer, bigint, bigint, bigint,
 	interval, interval, interval, text, text, text, text, text, text, text, text) IS
 'make a module of the functions in a schema that bear callbacks'' names; returns what was found. callbacks maps names to other functions, or to null for "not a callback"; options left null take their defaults; if_exists is error, alter or skip';
 
@@ -57,6 +58,7 @@ CREATE FUNCTION dgen.alter_module(
 	on_dead_letter text DEFAULT NULL,
 	breaker integer DEFAULT NULL,
 	handler_timeout interval DEFAULT NULL,
+	work_timeout interval DEFAULT NULL,
 	max_attempts integer DEFAULT NULL,
 	backoff_initial interval DEFAULT NULL,
 	backoff_factor double precision DEFAULT NULL,
@@ -79,7 +81,7 @@ CREATE FUNCTION dgen.alter_module(
 RETURNS jsonb LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'dgen_alter_module';
 COMMENT ON FUNCTION dgen.alter_module(text, jsonb, text, boolean, boolean, boolean, text, text, text, text, text, text,
-	integer, interval, integer, interval, double precision, interval, interval, integer, bigint, bigint, bigint,
+	integer, interval, interval, integer, interval, double precision, interval, interval, integer, bigint, bigint, bigint,
 	interval, interval, interval, text, text, text, text, text, text, text) IS
 'change a module and accept the present owner of its callbacks; options left null stay as they are, callbacks are replaced as a whole (''{}'': all by name), an empty text resets a role, the time zone or vsn to none';
 
@@ -105,6 +107,7 @@ CREATE FUNCTION dgen.module_info(
 	OUT on_dead_letter text,
 	OUT breaker integer,
 	OUT handler_timeout interval,
+	OUT work_timeout interval,
 	OUT max_attempts integer,
 	OUT backoff_initial interval,
 	OUT backoff_factor double precision,
@@ -154,6 +157,7 @@ COMMENT ON COLUMN dgen.modules.retry IS 'block or skip: may others pass a messag
 COMMENT ON COLUMN dgen.modules.on_dead_letter IS 'continue or suspend: what a dead letter does to its server';
 COMMENT ON COLUMN dgen.modules.breaker IS 'dead letters in a row, from different servers, that suspend the module; 0: never';
 COMMENT ON COLUMN dgen.modules.handler_timeout IS 'longest time that one activation may take';
+COMMENT ON COLUMN dgen.modules.work_timeout IS 'longest time that one effect may take';
 COMMENT ON COLUMN dgen.modules.max_attempts IS 'attempts before a message is a dead letter';
 COMMENT ON COLUMN dgen.modules.backoff_initial IS 'wait before the second attempt';
 COMMENT ON COLUMN dgen.modules.backoff_factor IS 'growth of the wait from attempt to attempt';

@@ -64,7 +64,8 @@ CREATE FUNCTION dgen.kind_name(kind "char")
 RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE kind WHEN 'c' THEN 'cast' WHEN 'i' THEN 'info' WHEN 'r' THEN 'request'
 	WHEN 'n' THEN 'continue' WHEN 'p' THEN 'reply' WHEN 'k' THEN 'call'
-	WHEN 'm' THEN 'timer' WHEN 't' THEN 'timeout' WHEN 'd' THEN 'DOWN' END;
+	WHEN 'm' THEN 'timer' WHEN 't' THEN 'timeout' WHEN 'd' THEN 'DOWN'
+	WHEN 'e' THEN 'effect' END;
 COMMENT ON FUNCTION dgen.kind_name("char") IS
 'a kind of message, in full';
 
@@ -178,7 +179,7 @@ COMMENT ON VIEW dgen.messages IS
 'messages that wait, with delayed ones, and calls that no worker has taken yet (see dgen.workers for those in hand); of modules that the current user may read';
 COMMENT ON COLUMN dgen.messages.id IS 'id, for dgen.discard() and dgen.cancel(); null for a call, which is no row';
 COMMENT ON COLUMN dgen.messages.server IS 'address of the server it was sent to';
-COMMENT ON COLUMN dgen.messages.kind IS 'call, cast, info, request, reply (to a request of the server) or continue';
+COMMENT ON COLUMN dgen.messages.kind IS 'call, cast, info, request, reply (to a request of the server), continue, or effect, which the server has promised by dgen.after_commit()';
 COMMENT ON COLUMN dgen.messages.priority IS '1 high, 0 normal, -1 low';
 COMMENT ON COLUMN dgen.messages.status IS 'ready; delayed until due_at; or retrying: it has failed and waits for its next attempt';
 COMMENT ON COLUMN dgen.messages.sent_at IS 'when it was sent';
@@ -214,7 +215,7 @@ COMMENT ON VIEW dgen.dead_letters IS
 'messages that were given up; of modules that the current user may read';
 COMMENT ON COLUMN dgen.dead_letters.id IS 'id of the message, for dgen.requeue() and dgen.discard()';
 COMMENT ON COLUMN dgen.dead_letters.server IS 'address of the server it was sent to';
-COMMENT ON COLUMN dgen.dead_letters.kind IS 'cast, info, request, reply or continue';
+COMMENT ON COLUMN dgen.dead_letters.kind IS 'cast, info, request, reply, continue or effect';
 COMMENT ON COLUMN dgen.dead_letters.priority IS '1 high, 0 normal, -1 low';
 COMMENT ON COLUMN dgen.dead_letters.message IS 'the message, as the module''s format_message shows it';
 COMMENT ON COLUMN dgen.dead_letters.context IS 'dgen.context of the sender';

@@ -368,7 +368,7 @@ item_limit(Batch *b)
 	uint32		pace = dgen_pace_get(MyDatabaseId, b->module_id);
 	int			limit = Min(b->module->batch_size, DGEN_MAX_BATCH);
 
-	if (b->mode == BATCH_ALONE)
+	if (b->mode == BATCH_ALONE || b->effects)
 		return 1;
 	if (b->mode == BATCH_PREFIX)
 		return Min(limit, b->nonly);
@@ -383,9 +383,9 @@ static void
 report_activity(Batch *b)
 {
 	char		text[DGEN_MAX_ADDRESS + 64];
-	const char *address = b->servers[b->items[0].server].server->address;
+	const char *address = dgen_server_of(b->servers[b->items[0].server].server->address);
 
-	snprintf(text, sizeof(text), "dgen: %s", address);
+	snprintf(text, sizeof(text), b->effects ? "dgen: effect of %s" : "dgen: %s", address);
 	if (b->nitems > 1)
 		snprintf(text, sizeof(text), "dgen: %d activations, first of %s", b->nitems, address);
 	pgstat_report_activity(STATE_RUNNING, text);
@@ -419,8 +419,9 @@ try_body(Batch *b)
 	publish_vxid(b);
 	if (module_is_ready(b))
 	{
-		XactIsoLevel = b->module->isolation;
-		b->timeout_ms = b->module->handler_timeout;
+		/* an effect may take long, and its outside work cannot be undone */
+		XactIsoLevel = b->effects ? XACT_READ_COMMITTED : b->module->isolation;
+		b->timeout_ms = b->effects ? b->module->work_timeout : b->module->handler_timeout;
 		b->max_items = item_limit(b);
 		open_tables(b);
 		dgen_cut_take(b);
@@ -552,14 +553,15 @@ after_commit(Batch *b)
 	}
 	if (b->nrun == 0)
 		return;
-	if (b->module != NULL && !b->module->ephemeral)
+	if (b->module != NULL && !b->module->ephemeral && !b->effects)
 	{
 		for (int i = 0; i < b->nservers; i++)
 			dgen_cache_store(b->servers[i].server);
 	}
-	dgen_pace_note(MyDatabaseId, b->module_id,
-				   Min((now - b->started_at) / b->nrun, PG_INT32_MAX));
-	dgen_breaker_success(MyDatabaseId, b->module_id, now);
+	if (!b->effects)
+		dgen_pace_note(MyDatabaseId, b->module_id,
+					   Min((now - b->started_at) / b->nrun, PG_INT32_MAX));
+	dgen_breaker_success(MyDatabaseId, dgen_pace_id(b->module_id, b->effects), now);
 	dgen_my_slot->batches++;
 	dgen_my_slot->activations += b->nrun;
 }
@@ -598,13 +600,17 @@ pause_after_conflict(Batch *b)
 static void
 explain_interrupt(Batch *b, DgenInterrupt why)
 {
+	const char *what = b->effects ? "effect" : "handler";
+	const char *option = b->effects ? "work_timeout" : "handler_timeout";
+
 	if (why != DGEN_INTERRUPT_TIMEOUT || b->error->sqlerrcode != ERRCODE_QUERY_CANCELED)
 		return;
 	b->error->sqlerrcode = ERRCODE_DGEN_HANDLER_TIMEOUT;
-	b->error->message = pstrdup("handler ran longer than handler_timeout");
-	b->error->detail = psprintf("handler_timeout of the module is %d ms. Its work was undone.",
-								b->timeout_ms);
-	b->error->hint = pstrdup("Make the handler faster, or raise handler_timeout by dgen.alter_module().");
+	b->error->message = psprintf("%s ran longer than %s", what, option);
+	b->error->detail = psprintf("%s of the module is %d ms. Its work was undone.",
+								option, b->timeout_ms);
+	b->error->hint = psprintf("Make the %s faster, or raise %s by dgen.alter_module().",
+							  what, option);
 }
 
 /* A call that failed alone: its caller gets the error at once. */
@@ -800,6 +806,7 @@ dgen_batch_serve(int pool, DgenTaken *taken, int n, int32 module_id)
 	if (b->mcxt == NULL)
 		b->mcxt = AllocSetContextCreate(TopMemoryContext, "dgen batch", ALLOCSET_DEFAULT_SIZES);
 	b->pool = pool;
+	b->effects = dgen_shared->pools[pool].kind == DGEN_POOL_LONG;
 	b->module_id = module_id;
 	b->nleases = n;
 	b->leases = palloc0(n * sizeof(BatchLease));

@@ -76,6 +76,7 @@ typedef enum BatchMode
 typedef struct Batch
 {
 	int			pool;
+	bool		effects;		/* the pool's entries are streams of effects */
 	int32		module_id;
 	DgenModule *module;			/* in a try */
 	int			nleases;
@@ -108,7 +109,7 @@ typedef struct Batch
 	Size		bytes;
 	int			current;		/* item whose handler runs, or -1 */
 	int			nrun;			/* items that have run */
-	int			timeout_ms;		/* the module's handler_timeout */
+	int			timeout_ms;		/* the module's handler_timeout, or work_timeout */
 	bool		running;		/* handlers may run: promise that flush etc. apply */
 	TimestampTz started_at;
 
@@ -137,6 +138,9 @@ extern void dgen_run_finish(Batch *b);	/* writes the servers; before commit */
 extern void dgen_failure_record(Batch *b, BatchItem *item);
 extern void dgen_failure_accuse(Batch *b, BatchItem *item); /* before a suspect runs */
 extern void dgen_failure_forget(Batch *b, DgenServer *server, int64 message_id);
+
+/* the module as the pace and the breaker know it: effects are apart */
+#define dgen_pace_id(module_id, effects) ((effects) ? -(module_id) : (module_id))
 
 /* batch.c */
 extern void dgen_batch_answer(Batch *b, int call);	/* its reply is put; shown at commit */

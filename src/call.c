@@ -150,7 +150,7 @@ lay_out(DgenCall *call, const DgenAddress *to, const char *role, const char *key
 {
 	DgenCall	dummy;
 	DgenCall   *c = call ? call : &dummy;
-	const char *sender = dgen_session_id();
+	const char *sender = dgen_scope ? dgen_scope->server : dgen_session_id();
 	int			off = 0;
 
 	append(call, &off, to->text, to->len + 1, false);
@@ -292,6 +292,21 @@ check_in_transaction(void)
 			 errhint("Use dgen.invoke() to run the handler in this transaction, or pass request_key so that a retry is harmless; SET dgen.call_in_transaction = allow silences this.")));
 }
 
+/* Work that is done for a server outside of its handlers calls others only. */
+static void
+check_not_self(const DgenAddress *to)
+{
+	for (DgenScope *scope = dgen_scope; scope != NULL; scope = scope->up)
+	{
+		if (strcmp(scope->server, to->text) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_DGEN_CALL_CYCLE),
+					 errmsg("server \"%s\" cannot be called from its own %s", to->text,
+							scope->kind),
+					 errhint("Use dgen.cast(), which is sent when this transaction commits.")));
+	}
+}
+
 static void
 check_may_wait(DgenModule *module, const DgenAddress *to)
 {
@@ -330,7 +345,9 @@ issue(DgenModule *module, const DgenAddress *to, Jsonb *request, TimestampTz dea
 	DgenCall   *call;
 	Outstanding *o;
 
-	if (dgen_context != NULL && dgen_context[0] != '\0')
+	if (dgen_scope != NULL)
+		context = dgen_scope->context;
+	else if (dgen_context != NULL && dgen_context[0] != '\0')
 		context = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(dgen_context)));
 	size = offsetof(DgenCall, data) + lay_out(NULL, to, role, request_key, context, request);
 	self = dsa_allocate_extended(dgen_dsa(), size, DSA_ALLOC_HUGE | DSA_ALLOC_NO_OOM);
@@ -643,15 +660,19 @@ start_call(const DgenAddress *to, Jsonb *request, int64 timeout, const char *req
 {
 	DgenModule *module = dgen_module_get(to->module, false);
 
-	if (dgen_scope != NULL || dgen_inline)
+	if ((dgen_scope != NULL && !dgen_scope->autonomous) || dgen_inline)
 	{
 		*reply = dgen_invoke_call(to, request, dgen_inline);
 		return NULL;
 	}
+	if (dgen_scope != NULL)
+		check_not_self(to);
 	dgen_module_check_send(module, DGEN_HANDLE_CALL);
 	check_may_wait(module, to);
 	dgen_check_message(module, to, "call", request);
-	check_in_transaction();
+	/* an effect is not undone together with anything */
+	if (dgen_scope == NULL)
+		check_in_transaction();
 	return issue(module, to, request, call_deadline(timeout), request_key);
 }
 

@@ -165,6 +165,8 @@ static const struct
 const char *
 dgen_callback_name(DgenCallbackKind kind)
 {
+	if (kind == DGEN_EFFECT)
+		return "an effect";
 	return rules[kind].name;
 }
 

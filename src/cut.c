@@ -147,6 +147,21 @@ find_failed(List *failed, int64 id)
 	return NULL;
 }
 
+/*
+ * A stream of effects has no row, and needs none: whether one failed is looked
+ * up each time.
+ */
+static DgenServer *
+stand_in(Batch *b, int lease, const char *name)
+{
+	DgenServer *server = palloc0(sizeof(DgenServer));
+
+	server->address = pstrdup(name);
+	server->hash = b->leases[lease].taken->hash;
+	server->failing = true;
+	return server;
+}
+
 static int
 find_server(Batch *b, int lease, const char *address, Snapshot snapshot)
 {
@@ -162,8 +177,8 @@ find_server(Batch *b, int lease, const char *address, Snapshot snapshot)
 	i = b->nservers++;
 	b->servers[i].lease = lease;
 	b->servers[i].blocked = false;
-	b->servers[i].server = dgen_server_read(b->server_rows, address,
-											b->leases[lease].taken->hash, snapshot);
+	b->servers[i].server = b->effects ? stand_in(b, lease, address) :
+		dgen_server_read(b->server_rows, address, b->leases[lease].taken->hash, snapshot);
 	b->servers[i].failed = read_failed(b, b->servers[i].server, snapshot);
 	return i;
 }
@@ -335,7 +350,8 @@ plan_message(Batch *b, int leaseno, Lane *lane, Snapshot snapshot)
 {
 	BatchLease *lease = &b->leases[leaseno];
 	DgenMessage *msg = lane->msgs[lane->next];
-	int			server = find_server(b, leaseno, msg->server, snapshot);
+	const char *name = b->effects ? dgen_effects_of(msg->server) : msg->server;
+	int			server = find_server(b, leaseno, name, snapshot);
 	FailedMessage *f;
 
 	if (server < 0)

@@ -79,6 +79,7 @@ typedef enum DgenInTransaction
 
 extern bool dgen_enabled;			/* dgen.enabled: run anything at all */
 extern int	dgen_max_workers;		/* dgen.max_workers, a database */
+extern int	dgen_max_long_workers;	/* dgen.max_long_workers, a database */
 extern int	dgen_max_ready;			/* dgen.max_ready: servers with work, cluster */
 extern int	dgen_shared_memory;		/* dgen.shared_memory, kB: calls in flight */
 extern int	dgen_worker_idle_timeout;	/* ms */
@@ -162,7 +163,8 @@ typedef enum DgenCallbackKind
 	DGEN_ATTRIBUTES,
 	DGEN_FORMAT_STATUS,
 	DGEN_FORMAT_MESSAGE,
-	DGEN_NCALLBACKS
+	DGEN_NCALLBACKS,
+	DGEN_EFFECT = DGEN_NCALLBACKS	/* no callback: a function that after_commit named */
 } DgenCallbackKind;
 
 /* what a column of a callback's result means */
@@ -217,6 +219,7 @@ typedef struct DgenModule
 	bool		suspend_on_dead_letter;
 	int			breaker;
 	int			handler_timeout;	/* ms */
+	int			work_timeout;	/* ms, of an effect */
 	int			max_attempts;
 	double		backoff_initial;	/* seconds */
 	double		backoff_factor;
@@ -408,12 +411,21 @@ typedef struct DgenWorkerSlot
 	char		server[DGEN_MAX_ADDRESS + 1];	/* in hand; written without lock, for views */
 } DgenWorkerSlot;
 
+/* what a pool's workers do; each kind has a budget of its own */
+typedef enum DgenPoolKind
+{
+	DGEN_POOL_HANDLERS,			/* messages and calls */
+	DGEN_POOL_LONG,				/* what may take long: effects */
+	DGEN_NPOOL_KINDS
+} DgenPoolKind;
+
 /* a queue of ready servers: those of one module owner in one database */
 typedef struct DgenPool
 {
 	bool		used;
 	Oid			database;
 	Oid			owner;
+	DgenPoolKind kind;
 	LWLock		lock;			/* protects what follows, and its entries */
 	int			head;			/* ring of ready entries */
 	int			tail;
@@ -457,7 +469,7 @@ typedef struct DgenDatabase
 	pg_atomic_uint32 prepared_known;	/* old prepared transactions are published */
 	pg_atomic_uint64 next_due;	/* TimestampTz when the keeper must look again */
 	pg_atomic_uint32 resweep;	/* work was not queued for want of room */
-	pg_atomic_uint32 place_wanted;	/* a pool waits while others hold all places */
+	pg_atomic_uint32 place_wanted[DGEN_NPOOL_KINDS];	/* a pool waits while others hold all places */
 	pg_atomic_uint32 slow_workers;	/* that run, or are about to, what may be slow */
 	pg_atomic_uint64 unannounced;	/* lowest request whose reply's NOTIFY was put off, or 0 */
 	slock_t		id_lock;		/* protects the next two */
@@ -555,7 +567,7 @@ extern Size dgen_ready_size(void);
 extern void dgen_ready_init(void *place, bool found);
 
 /* queues a server if it is not; false when there is no room (nothing raised) */
-extern bool dgen_ready_ring(Oid database, Oid owner, int32 module_id, int64 hash);
+extern bool dgen_ready_ring(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int64 hash);
 /* the calls that wait for a server are told that it was stopped (nothing raised) */
 extern void dgen_ready_stop_calls(Oid database, Oid owner, int32 module_id, int64 hash);
 struct DgenCall;
@@ -632,6 +644,7 @@ extern void dgen_length_set(int64 hash, int64 length);
 #define DGEN_KIND_TIMER 'm'		/* a named timer */
 #define DGEN_KIND_TIMEOUT 't'	/* idle timeout */
 #define DGEN_KIND_DOWN 'd'		/* a monitored server ended */
+#define DGEN_KIND_EFFECT 'e'	/* of after_commit; see effect.c for its hash */
 
 typedef struct DgenMessage
 {
@@ -683,6 +696,7 @@ typedef struct DgenSent
 	int64		hash;
 	int32		module_id;
 	Oid			owner;
+	DgenPoolKind pool;			/* whom to ring */
 	SubTransactionId subid;
 	TimestampTz due_at;			/* 0: at once */
 } DgenSent;
@@ -692,6 +706,7 @@ extern void dgen_mailbox_subxact(SubXactEvent event, SubTransactionId my, SubTra
 
 /* rings a server when this transaction ends, committed or not (resume, a lease let go...) */
 extern void dgen_ring_at_end(DgenModule *module, int64 hash);
+extern void dgen_ring_long_at_end(DgenModule *module, int64 hash);
 /* has the keeper look no later than this, when this transaction commits */
 extern void dgen_due_at_commit(TimestampTz due);
 
@@ -831,12 +846,14 @@ typedef struct DgenScope
 	const char *kind;			/* "call", "cast", "info", "continue", "query", "init" ... */
 	struct DgenCall *call;		/* being answered, or NULL */
 	int64		request_id;		/* of the request being answered, or 0 */
+	int64		effect_id;		/* of the effect that runs, or 0 */
 	const char *sender;			/* sending server or session, or NULL */
 	const char *sender_role;
 	const char *message_vsn;
 	Jsonb	   *context;
 	TimestampTz now;
 	bool		readonly;		/* query, validate, accept, format_*: no directives, no sends */
+	bool		autonomous;		/* its dgen.call() is a client's, not an invoke */
 	List	   *said;			/* of DgenSaid *, the last one first */
 } DgenScope;
 
@@ -851,6 +868,9 @@ typedef enum DgenIdentity
 
 extern void dgen_handler_run(DgenScope *scope, DgenCallbackKind kind, DgenIdentity identity,
 							 int nargs, NullableDatum *args, DgenResult *result);
+/* the same for a function that is no callback */
+extern void dgen_handler_effect(DgenScope *scope, DgenIdentity identity, FmgrInfo *function,
+								int nargs, NullableDatum *args, DgenResult *result);
 extern void dgen_scope_say(DgenDirective what, const char *text, const Interval *interval,
 						   Jsonb *message);
 extern void dgen_scope_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
@@ -1008,6 +1028,20 @@ extern PGDLLEXPORT void dgen_worker_main(Datum main_arg);
 /* a call in the caller's transaction; inlined: for tests, isolation is waived */
 extern Jsonb *dgen_invoke_call(const DgenAddress *to, Jsonb *request, bool inlined);
 extern void dgen_check_isolation(DgenModule *module);
+
+/* --------------------------------------------------------------- effect.c
+ *
+ * Effects of a server: messages of kind 'e', whose hash is that of a stream of
+ * their own, so that they have a lease, a mark and an order apart from those of
+ * the server's mailbox.  A stream is named like its server behind a slash,
+ * which no address begins with.
+ */
+extern char *dgen_effects_of(const char *server);	/* name of the stream */
+extern int64 dgen_effects_hash(const char *server);
+extern bool dgen_is_effects(const char *name);
+extern const char *dgen_server_of(const char *name);	/* of a stream, or a server's own */
+/* runs one; act->outcome says HANDLED, REJECTED or RETRY_LATER */
+extern void dgen_effect_run(DgenActivation *act, DgenMessage *msg);
 
 /* ---------------------------------------------------------------- drain.c */
 extern void dgen_handle_now(DgenModule *module, DgenMessage *msg);

@@ -122,10 +122,27 @@ dgen_handle_now(DgenModule *module, DgenMessage *msg)
 	dgen_table_close(table);
 }
 
-/* Handle what this transaction sent, to one server (hash) or to all (0). */
-static int
-drain(int64 hash)
+/* Run one effect in this transaction; the lease of its stream is held. */
+static void
+run_effect_now(DgenModule *module, DgenMessage *msg)
 {
+	DgenActivation act;
+
+	if (!take_message(msg))
+		return;
+	fill_activation(&act, module, msg);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	dgen_effect_run(&act, msg);
+	PopActiveSnapshot();
+	finish_message(&act, msg);
+	dgen_attempt_delete(msg->id);
+}
+
+/* Handle what this transaction sent, to one server or (NULL) to all. */
+static int
+drain(const DgenAddress *to)
+{
+	int64		effects = to ? dgen_effects_hash(to->text) : 0;
 	DgenSent   *sent;
 	int			handled = 0;
 
@@ -137,7 +154,7 @@ drain(int64 hash)
 		DgenMessage msg;
 
 		CHECK_FOR_INTERRUPTS();
-		if (one.id == 0 || (hash != 0 && one.hash != hash) ||
+		if (one.id == 0 || (to != NULL && one.hash != to->hash && one.hash != effects) ||
 			one.due_at > GetCurrentTimestamp())
 			continue;
 		module = dgen_module_by_id(one.module_id);
@@ -146,8 +163,16 @@ drain(int64 hash)
 			continue;
 		dgen_module_check_running(module);
 		(void) dgen_lease_take(msg.hash, true);
-		dgen_ring_at_end(module, msg.hash);
-		dgen_handle_now(module, &msg);
+		if (msg.kind == DGEN_KIND_EFFECT)
+		{
+			dgen_ring_long_at_end(module, msg.hash);
+			run_effect_now(module, &msg);
+		}
+		else
+		{
+			dgen_ring_at_end(module, msg.hash);
+			dgen_handle_now(module, &msg);
+		}
 		handled++;
 	}
 	return handled;
@@ -156,7 +181,7 @@ drain(int64 hash)
 int
 dgen_drain_server(const DgenAddress *to)
 {
-	return drain(to->hash);
+	return drain(to);
 }
 
 PG_FUNCTION_INFO_V1(dgen_drain);
@@ -166,7 +191,6 @@ Datum
 dgen_drain(PG_FUNCTION_ARGS)
 {
 	DgenAddress to;
-	int64		hash = 0;
 
 	dgen_check_writable();
 	if (dgen_scope != NULL)
@@ -174,12 +198,9 @@ dgen_drain(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
 				 errmsg("dgen.drain() cannot be used in a handler")));
 	if (!PG_ARGISNULL(0))
-	{
 		dgen_address_arg(fcinfo, 0, &to);
-		hash = to.hash;
-	}
 	CommandCounterIncrement();
-	PG_RETURN_INT32(drain(hash));
+	PG_RETURN_INT32(drain(PG_ARGISNULL(0) ? NULL : &to));
 }
 
 /* ---------------------------------------------------------------- try */
@@ -372,7 +393,7 @@ dgen_try(PG_FUNCTION_ARGS)
 
 /* ---------------------------------------------------------------- wait_idle */
 
-/* Is there a message for the server, the module, or anybody? */
+/* Is there a message for the server (or, by hash, an effect of it), the module, or anybody? */
 static bool
 is_busy(const char *server, int64 hash, const char *module)
 {
@@ -435,7 +456,8 @@ dgen_wait_idle(PG_FUNCTION_ARGS)
 	{
 		MemoryContext old = MemoryContextSwitchTo(mcxt);
 
-		busy = is_busy(PG_ARGISNULL(0) ? NULL : to.text, PG_ARGISNULL(0) ? 0 : to.hash, module);
+		busy = is_busy(PG_ARGISNULL(0) ? NULL : to.text, PG_ARGISNULL(0) ? 0 : to.hash, module) ||
+			(!PG_ARGISNULL(0) && is_busy(to.text, dgen_effects_hash(to.text), NULL));
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(mcxt);
 		if (!busy || GetCurrentTimestamp() >= deadline)

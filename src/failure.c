@@ -44,6 +44,12 @@ typedef struct Attempt
 	TimestampTz held_since;		/* 0: not held */
 } Attempt;
 
+static bool
+is_effect(const DgenMessage *msg)
+{
+	return msg->kind == DGEN_KIND_EFFECT;
+}
+
 /* ---------------------------------------------------------------- rows */
 
 static void
@@ -101,7 +107,7 @@ write_attempt(DgenTable *table, Attempt *a, DgenMessage *msg, const DgenError *e
 
 	delete_attempt(table, a);
 	values[0] = Int64GetDatum(msg->id);
-	values[1] = CStringGetTextDatum(msg->server);
+	values[1] = CStringGetTextDatum(is_effect(msg) ? dgen_effects_of(msg->server) : msg->server);
 	values[2] = Int32GetDatum(a->attempts);
 	values[3] = Int32GetDatum(a->holds);
 	values[4] = TimestampTzGetDatum(a->next_at);
@@ -244,6 +250,9 @@ bury(DgenModule *module, DgenServer *server, DgenTable *messages, DgenTable *att
 		dgen_request_reply(module, msg, NULL, dgen_error_to_jsonb(error));
 	run_handle_dead_letter(module, msg, a->attempts, error);
 	dgen_hand_forget(MyDatabaseId, msg->id);
+	/* an effect says nothing about its server, which has done its part */
+	if (is_effect(msg))
+		return;
 
 	if (module->suspend_on_dead_letter && !server->suspended)
 	{
@@ -277,7 +286,7 @@ backoff(DgenModule *module, int n)
  * messages succeed, or when it has lasted too long.
  */
 static bool
-fault_counts(DgenModule *module, Attempt *a, DgenFault fault, bool overtakes)
+fault_counts(Batch *b, DgenModule *module, Attempt *a, DgenFault fault, bool overtakes)
 {
 	/*
 	 * What would overtake waits for its own earlier messages; but two servers
@@ -290,7 +299,7 @@ fault_counts(DgenModule *module, Attempt *a, DgenFault fault, bool overtakes)
 		return true;
 	if (a->held_since == 0)
 		return false;
-	return dgen_breaker_last_success(MyDatabaseId, module->id) > a->held_since ||
+	return dgen_breaker_last_success(MyDatabaseId, dgen_pace_id(module->id, b->effects)) > a->held_since ||
 		GetCurrentTimestamp() - a->held_since > (int64) (module->hold_max * USECS_PER_SEC);
 }
 
@@ -315,7 +324,7 @@ decide(Batch *b, DgenModule *module, DgenMessage *msg, Attempt *a)
 															 IntervalPGetDatum(b->retry_after)));
 		return false;
 	}
-	if (!fault_counts(module, a, dgen_error_fault(b->error->sqlerrcode), b->overtakes))
+	if (!fault_counts(b, module, a, dgen_error_fault(b->error->sqlerrcode), b->overtakes))
 	{
 		a->holds++;
 		if (a->held_since == 0)
@@ -342,7 +351,8 @@ record(Batch *b, BatchItem *item)
 
 	if (module == NULL)
 		return;
-	server = dgen_server_read(servers, msg->server, msg->hash, NULL);
+	/* of an effect the server's lease is not held, and its row not written */
+	server = is_effect(msg) ? NULL : dgen_server_read(servers, msg->server, msg->hash, NULL);
 	read_attempt(attempts, msg->id, &a);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (decide(b, module, msg, &a))
@@ -352,8 +362,11 @@ record(Batch *b, BatchItem *item)
 		write_attempt(attempts, &a, msg, b->error);
 		dgen_due_at_commit(a.next_at);
 	}
-	note_failing(server, has_attempts(attempts, server->address));
-	dgen_server_write(servers, server, NULL);
+	if (server != NULL)
+	{
+		note_failing(server, has_attempts(attempts, server->address));
+		dgen_server_write(servers, server, NULL);
+	}
 	PopActiveSnapshot();
 	dgen_table_close(messages);
 	dgen_table_close(attempts);

@@ -22,6 +22,7 @@
 
 bool		dgen_enabled = true;
 int			dgen_max_workers = 4;
+int			dgen_max_long_workers = 2;
 int			dgen_max_ready = 65536;
 int			dgen_shared_memory = 16 * 1024;
 int			dgen_worker_idle_timeout = 60 * 1000;
@@ -142,6 +143,13 @@ define_workers(void)
 							NULL,
 							&dgen_max_workers,
 							4, 1, 64,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("dgen.max_long_workers",
+							"Sets how many further workers may run in each database for effects.",
+							NULL,
+							&dgen_max_long_workers,
+							2, 1, 64,
 							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("dgen.worker_idle_timeout",

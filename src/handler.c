@@ -90,6 +90,8 @@ allowed_directives(DgenCallbackKind callback, const char *kind)
 			return always | DGEN_SAID_RETRY_AFTER | DGEN_SAID_POSTPONE;
 		case DGEN_HANDLE_CONTINUE:
 			return always | DGEN_SAID_RETRY_AFTER;
+		case DGEN_EFFECT:
+			return DGEN_SAID_REJECT | DGEN_SAID_RETRY_AFTER;
 		default:
 			return 0;
 	}
@@ -431,27 +433,21 @@ merge_directives(DgenScope *scope, DgenResult *result)
 	check_contradictions(scope, result);
 }
 
-/*
- * Run one callback.  what describes the scope (copied).  Results are in the
- * current memory context.  Raises what the callback raises; then the caller's
- * (sub)transaction must abort, which restores user, settings and scope.
- */
-void
-dgen_handler_run(DgenScope *what, DgenCallbackKind kind, DgenIdentity identity,
-				 int nargs, NullableDatum *args, DgenResult *result)
+/* what a callback may change in the session, as it was before */
+typedef struct Surroundings
 {
-	LOCAL_FCINFO(fcinfo, 4);
-	DgenModule *module = what->module;
-	DgenCallback *cb = dgen_module_callback(module, kind);
-	DgenScope  *scope = MemoryContextAlloc(TopTransactionContext, sizeof(DgenScope));
-	PgStat_FunctionCallUsage usage;
-	Oid			save_user;
-	int			save_sec_context;
-	int			nest_level = NewGUCNestLevel();
-	bool		save_readonly = XactReadOnly;
-	Datum		value;
+	Oid			user;
+	int			sec_context;
+	int			nest_level;
+	bool		readonly;
+} Surroundings;
 
-	memset(result, 0, sizeof(DgenResult));
+/* Begin a callback: its scope (a copy of what), role and settings. */
+static DgenScope *
+enter(DgenScope *what, DgenCallbackKind kind, DgenIdentity identity, Surroundings *before)
+{
+	DgenScope  *scope = MemoryContextAlloc(TopTransactionContext, sizeof(DgenScope));
+
 	*scope = *what;
 	scope->up = dgen_scope;
 	scope->subid = GetCurrentSubTransactionId();
@@ -461,34 +457,90 @@ dgen_handler_run(DgenScope *what, DgenCallbackKind kind, DgenIdentity identity,
 	if (scope->now == 0)
 		scope->now = GetCurrentTimestamp();
 
-	GetUserIdAndSecContext(&save_user, &save_sec_context);
+	before->nest_level = NewGUCNestLevel();
+	before->readonly = XactReadOnly;
+	GetUserIdAndSecContext(&before->user, &before->sec_context);
 	if (identity != DGEN_AS_WORKER)
-		become_owner(module, identity);
+		become_owner(scope->module, identity);
 	if (scope->readonly)
 		XactReadOnly = true;
 	dgen_scope = scope;
+	return scope;
+}
 
-	InitFunctionCallInfoData(*fcinfo, &cb->flinfo, cb->nargs, InvalidOid, NULL, NULL);
-	for (int i = 0; i < cb->nargs; i++)
+static void
+leave(DgenScope *scope, Surroundings *before)
+{
+	dgen_scope = scope->up;
+	XactReadOnly = before->readonly;
+	AtEOXact_GUC(false, before->nest_level);
+	SetUserIdAndSecContext(before->user, before->sec_context);
+	list_free_deep(scope->said);
+	pfree(scope);
+}
+
+/* Call a function with what there is of its arguments. */
+static Datum
+call_function(DgenScope *scope, FmgrInfo *function, int nargs, int given, NullableDatum *args,
+			  bool *isnull)
+{
+	LOCAL_FCINFO(fcinfo, 4);
+	PgStat_FunctionCallUsage usage;
+	Datum		value;
+
+	InitFunctionCallInfoData(*fcinfo, function, nargs, InvalidOid, NULL, NULL);
+	for (int i = 0; i < nargs; i++)
 	{
-		fcinfo->args[i].value = i < nargs ? args[i].value : (Datum) 0;
-		fcinfo->args[i].isnull = i < nargs ? args[i].isnull : true;
+		fcinfo->args[i].value = i < given ? args[i].value : (Datum) 0;
+		fcinfo->args[i].isnull = i < given ? args[i].isnull : true;
 	}
 	scope->xact_flags = MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE;
 	MyXactFlags &= ~XACT_FLAGS_ACCESSEDTEMPNAMESPACE;
 	pgstat_init_function_usage(fcinfo, &usage);
 	value = FunctionCallInvoke(fcinfo);
 	pgstat_end_function_usage(&usage, true);
-	check_temporary_schema(module);
+	check_temporary_schema(scope->module);
 	MyXactFlags |= scope->xact_flags;
+	*isnull = fcinfo->isnull;
+	return value;
+}
 
-	decode_result(cb, value, fcinfo->isnull, result);
+/*
+ * Run one callback.  what describes the scope (copied).  Results are in the
+ * current memory context.  Raises what the callback raises; then the caller's
+ * (sub)transaction must abort, which restores user, settings and scope.
+ */
+void
+dgen_handler_run(DgenScope *what, DgenCallbackKind kind, DgenIdentity identity,
+				 int nargs, NullableDatum *args, DgenResult *result)
+{
+	DgenCallback *cb = dgen_module_callback(what->module, kind);
+	Surroundings before;
+	DgenScope  *scope = enter(what, kind, identity, &before);
+	bool		isnull;
+	Datum		value;
+
+	memset(result, 0, sizeof(DgenResult));
+	value = call_function(scope, &cb->flinfo, cb->nargs, nargs, args, &isnull);
+	decode_result(cb, value, isnull, result);
 	merge_directives(scope, result);
+	leave(scope, &before);
+}
 
-	dgen_scope = scope->up;
-	XactReadOnly = save_readonly;
-	AtEOXact_GUC(false, nest_level);
-	SetUserIdAndSecContext(save_user, save_sec_context);
-	list_free_deep(scope->said);
-	pfree(scope);
+/*
+ * Run a function that a handler named for after its commit.  What it returns
+ * is nobody's business; directives are said by function only.
+ */
+void
+dgen_handler_effect(DgenScope *what, DgenIdentity identity, FmgrInfo *function,
+					int nargs, NullableDatum *args, DgenResult *result)
+{
+	Surroundings before;
+	DgenScope  *scope = enter(what, DGEN_EFFECT, identity, &before);
+	bool		isnull;
+
+	memset(result, 0, sizeof(DgenResult));
+	(void) call_function(scope, function, nargs, nargs, args, &isnull);
+	merge_directives(scope, result);
+	leave(scope, &before);
 }

@@ -52,6 +52,17 @@ dgen_kind(PG_FUNCTION_ARGS)
 	return text_or_null(fcinfo, strcmp(kind, "request") == 0 ? "call" : kind);
 }
 
+PG_FUNCTION_INFO_V1(dgen_effect_id);
+Datum
+dgen_effect_id(PG_FUNCTION_ARGS)
+{
+	int64		id = scope_or_error("effect_id")->effect_id;
+
+	if (id == 0)
+		PG_RETURN_NULL();
+	PG_RETURN_INT64(id);
+}
+
 PG_FUNCTION_INFO_V1(dgen_sender);
 Datum
 dgen_sender(PG_FUNCTION_ARGS)

@@ -77,6 +77,7 @@
 /* columns and indexes, as sql/tables.sql has them; each index leads with the column meant */
 #define MESSAGE_ID 1
 #define MESSAGE_HASH 2
+#define MESSAGE_KIND 5
 #define MESSAGE_SERVER 9
 #define MESSAGE_ID_INDEX 0
 #define ATTEMPT_SERVER 2
@@ -193,11 +194,11 @@ commit(void)
 /* ------------------------------------------------------------------- feed */
 
 /*
- * Queue a server.  False if there is no room.  What has no module, or nobody
- * to run it as, waits for alter_module, which rings.
+ * Queue a server, or its effects.  False if there is no room.  What has no
+ * module, or nobody to run it as, waits for alter_module, which rings.
  */
 static bool
-ring_server(const char *address, int64 hash)
+ring_server(const char *address, int64 hash, DgenPoolKind pool)
 {
 	const char *slash = strchr(address, '/');
 	char		name[NAMEDATALEN];
@@ -211,7 +212,7 @@ ring_server(const char *address, int64 hash)
 	module = dgen_module_get(name, true);
 	if (module == NULL || module->external || !OidIsValid(module->owner))
 		return true;
-	return dgen_ready_ring(MyDatabaseId, module->owner, module->id, hash);
+	return dgen_ready_ring(MyDatabaseId, module->owner, pool, module->id, hash);
 }
 
 static bool
@@ -220,6 +221,7 @@ ring_message(DgenTable *table, HeapTuple tuple, int64 *seen)
 	TupleDesc	desc = RelationGetDescr(table->rel);
 	bool		isnull;
 	int64		hash = DatumGetInt64(heap_getattr(tuple, MESSAGE_HASH, desc, &isnull));
+	char		kind = DatumGetChar(heap_getattr(tuple, MESSAGE_KIND, desc, &isnull));
 	int64	   *place = &seen[(uint64) hash % NSEEN];
 	char	   *address;
 	bool		rung;
@@ -227,7 +229,8 @@ ring_message(DgenTable *table, HeapTuple tuple, int64 *seen)
 	if (*place == hash)
 		return true;
 	address = TextDatumGetCString(heap_getattr(tuple, MESSAGE_SERVER, desc, &isnull));
-	rung = ring_server(address, hash);
+	rung = ring_server(address, hash,
+					   kind == DGEN_KIND_EFFECT ? DGEN_POOL_LONG : DGEN_POOL_HANDLERS);
 	pfree(address);
 	if (rung)
 		*place = hash;
@@ -392,8 +395,12 @@ ring_attempt(DgenTable *table, HeapTuple tuple)
 														  RelationGetDescr(table->rel),
 														  &isnull));
 
-	return ring_server(server, dgen_address_hash(server, strlen(server))) ?
-		DUE_DONE : DUE_NO_ROOM;
+	int64		hash = dgen_address_hash(server, strlen(server));
+	bool		rung = dgen_is_effects(server) ?
+		ring_server(server + 1, hash, DGEN_POOL_LONG) :
+		ring_server(server, hash, DGEN_POOL_HANDLERS);
+
+	return rung ? DUE_DONE : DUE_NO_ROOM;
 }
 
 static DueResult

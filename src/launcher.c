@@ -17,7 +17,8 @@
  *	  workers	A pool without a worker gets one at once.  It gets another
  *				when its head has waited for HEAD_WAIT_MS, one at a time, up
  *				to dgen.max_workers in a database.  If other pools hold all
- *				the places, place_wanted has their workers make room.
+ *				the places, place_wanted has their workers make room.  Pools
+ *				of long work have places of their own, dgen.max_long_workers.
  *
  * Whoever has work for it sets its latch; it sleeps without a timeout when
  * nothing waits for a time.
@@ -68,6 +69,7 @@ typedef struct Candidate
 typedef struct PoolView
 {
 	bool		runnable;		/* servers are ready, and may be served */
+	DgenPoolKind kind;
 	int			database;		/* index into dgen_shared->databases */
 	int			nworkers;
 	int			nstarting;
@@ -83,8 +85,8 @@ static BackgroundWorkerHandle *keeper_handles[DGEN_MAX_DATABASES];
 static BackgroundWorkerHandle **worker_handles;
 static uint32 *worker_generations;
 static PoolView views[DGEN_MAX_POOLS];
-static int	database_workers[DGEN_MAX_DATABASES];
-static bool place_wanted[DGEN_MAX_DATABASES];
+static int	database_workers[DGEN_MAX_DATABASES][DGEN_NPOOL_KINDS];
+static bool place_wanted[DGEN_MAX_DATABASES][DGEN_NPOOL_KINDS];
 static bool failure_reported[DGEN_MAX_POOLS];
 static int	first_pool = 0;		/* where to begin, so that all get their turn */
 static bool refused = false;	/* the postmaster had no slot for us */
@@ -701,6 +703,7 @@ view_pool(int poolno, bool free_if_quiet)
 	int			db = find_database(pool->database);
 
 	view->database = db;
+	view->kind = pool->kind;
 	view->nworkers = pool->nworkers;
 	view->failures = pool->start_failures;
 	view->head_since = pool->head_since;
@@ -709,7 +712,7 @@ view_pool(int poolno, bool free_if_quiet)
 		dgen_shared->databases[db].kept_out == 0 &&
 		pg_atomic_read_u32(&dgen_shared->databases[db].armed) != 0;
 	if (db != DGEN_NONE)
-		database_workers[db] += pool->nworkers;
+		database_workers[db][pool->kind] += pool->nworkers;
 
 	if (pool->nready == 0)
 	{
@@ -780,6 +783,15 @@ report_failures(int poolno)
 	}
 }
 
+/* Are all places taken that the database has for workers of this kind? */
+static bool
+is_full(PoolView *view)
+{
+	int			max = view->kind == DGEN_POOL_LONG ? dgen_max_long_workers : dgen_max_workers;
+
+	return database_workers[view->database][view->kind] >= max;
+}
+
 static bool
 may_start(PoolView *view)
 {
@@ -805,7 +817,7 @@ grow_pool(int poolno)
 		return;
 	view->nworkers++;
 	view->nstarting++;
-	database_workers[view->database]++;
+	database_workers[view->database][view->kind]++;
 
 	LWLockAcquire(&dgen_shared->pools[poolno].lock, LW_EXCLUSIVE);
 	dgen_shared->pools[poolno].refused_at = 0;
@@ -828,8 +840,8 @@ start_workers(void)
 		report_failures(poolno);
 		if (!view->runnable || view->nworkers > 0 || !may_start(view))
 			continue;
-		if (database_workers[view->database] >= dgen_max_workers)
-			place_wanted[view->database] = true;
+		if (is_full(view))
+			place_wanted[view->database][view->kind] = true;
 		else
 		{
 			grow_pool(poolno);
@@ -843,7 +855,7 @@ start_workers(void)
 		PoolView   *view = &views[poolno];
 		TimestampTz grow_at;
 
-		if (!view->runnable || view->nworkers == 0 || place_wanted[view->database])
+		if (!view->runnable || view->nworkers == 0 || place_wanted[view->database][view->kind])
 			continue;
 		if (view->nstarting > 0)
 		{
@@ -851,7 +863,7 @@ start_workers(void)
 			look_at(TimestampTzPlusMilliseconds(pass_time, STARTING_MS));
 			continue;
 		}
-		if (database_workers[view->database] >= dgen_max_workers || !may_start(view))
+		if (is_full(view) || !may_start(view))
 			continue;
 		grow_at = TimestampTzPlusMilliseconds(view->head_since, HEAD_WAIT_MS);
 		if (grow_at <= pass_time)
@@ -862,26 +874,30 @@ start_workers(void)
 	}
 }
 
-/* Publish where a place is wanted, and wake those who might make room. */
+/* Publish whether a place is wanted, and wake those who might make room. */
+static void
+publish_place(DgenDatabase *db, DgenPoolKind kind, uint32 want)
+{
+	if (pg_atomic_read_u32(&db->place_wanted[kind]) == want)
+		return;
+	pg_atomic_write_u32(&db->place_wanted[kind], want);
+	for (int i = 0; want && i < dgen_shared->nslots; i++)
+	{
+		DgenWorkerSlot *slot = &dgen_shared->slots[i];
+
+		if (slot->database == db->database && slot->pgprocno != DGEN_NONE)
+			SetLatch(&ProcGlobal->allProcs[slot->pgprocno].procLatch);
+	}
+}
+
 static void
 publish_places(void)
 {
 	LWLockAcquire(&dgen_shared->lock, LW_SHARED);
 	for (int i = 0; i < DGEN_MAX_DATABASES; i++)
 	{
-		DgenDatabase *db = &dgen_shared->databases[i];
-		uint32		want = place_wanted[i] ? 1 : 0;
-
-		if (pg_atomic_read_u32(&db->place_wanted) == want)
-			continue;
-		pg_atomic_write_u32(&db->place_wanted, want);
-		for (int j = 0; want && j < dgen_shared->nslots; j++)
-		{
-			DgenWorkerSlot *slot = &dgen_shared->slots[j];
-
-			if (slot->database == db->database && slot->pgprocno != DGEN_NONE)
-				SetLatch(&ProcGlobal->allProcs[slot->pgprocno].procLatch);
-		}
+		for (int kind = 0; kind < DGEN_NPOOL_KINDS; kind++)
+			publish_place(&dgen_shared->databases[i], kind, place_wanted[i][kind] ? 1 : 0);
 	}
 	LWLockRelease(&dgen_shared->lock);
 }

@@ -351,6 +351,20 @@ discard_delayed(int64 id)
 	return done;
 }
 
+/* An effect holds up those behind it, and no message of its server. */
+static bool
+discard_effect(DgenTable *table, DgenMessage *msg)
+{
+	DgenAddress address;
+	DgenModule *module = operated_module(msg->server, &address);
+
+	if (!end_message(module, table, msg))
+		return false;
+	dgen_attempt_delete(msg->id);
+	dgen_ring_long_at_end(module, msg->hash);
+	return true;
+}
+
 /*
  * A message of the mailbox may have failed before, and hold up others: so
  * under the server's lease, and what is behind it goes on.
@@ -366,7 +380,9 @@ discard_waiting(int64 id)
 	DgenMessage msg;
 	bool		done = false;
 
-	if (find_message(table, 0, id, &msg))
+	if (find_message(table, 0, id, &msg) && msg.kind == DGEN_KIND_EFFECT)
+		done = discard_effect(table, &msg);
+	else if (find_message(table, 0, id, &msg))
 	{
 		module = operated_module(msg.server, &address);
 		server = dgen_admin_open(module, &address, &servers);
@@ -432,22 +448,25 @@ static const struct
 	AttrNumber	server;
 	bool		mail;
 	int			skip;			/* of dgen_message_deform() */
+	bool		effects;		/* what the stream of effects has */
 }			parts[] = {
 	{DGEN_T_DELAYED, DGEN_I_DELAYED_SERVER, 10, true, 1},
 	{DGEN_T_MESSAGE, DGEN_I_MESSAGE_MAILBOX, 9, true, 0},
+	{DGEN_T_MESSAGE, DGEN_I_MESSAGE_MAILBOX, 9, true, 0, true},
 	{DGEN_T_ATTEMPT, DGEN_I_ATTEMPT_SERVER, 2, false, 0},
+	{DGEN_T_ATTEMPT, DGEN_I_ATTEMPT_SERVER, 2, false, 0, true},
 	{DGEN_T_LETTER, DGEN_I_LETTER_SERVER, 9, false, 0}
 };
 
 static bool
-is_of_server(DgenTable *table, HeapTuple tuple, AttrNumber attno, const DgenAddress *address)
+is_of_server(DgenTable *table, HeapTuple tuple, AttrNumber attno, const char *address)
 {
+	int			len = strlen(address);
 	bool		isnull;
 	text	   *server = DatumGetTextPP(heap_getattr(tuple, attno, RelationGetDescr(table->rel),
 													 &isnull));
 
-	return VARSIZE_ANY_EXHDR(server) == address->len &&
-		memcmp(VARDATA_ANY(server), address->text, address->len) == 0;
+	return VARSIZE_ANY_EXHDR(server) == len && memcmp(VARDATA_ANY(server), address, len) == 0;
 }
 
 /* Delete one row; a request's sender is told that its server is gone. */
@@ -493,16 +512,22 @@ erase_part(DgenModule *module, const DgenAddress *address, int part)
 	HeapTuple	tuple;
 	int64		n = 0;
 
+	const char *name = parts[part].effects ? dgen_effects_of(address->text) : address->text;
+
+	/* messages, effects too, bear their server's address */
 	if (parts[part].table == DGEN_T_MESSAGE)
-		dgen_key_int8(&key, 1, address->hash, BTEqualStrategyNumber);
+	{
+		dgen_key_int8(&key, 1, dgen_address_hash(name, strlen(name)), BTEqualStrategyNumber);
+		name = address->text;
+	}
 	else
-		dgen_key_text(&key, 1, address->text);
+		dgen_key_text(&key, 1, name);
 	scan = dgen_scan_begin(table, parts[part].index, NULL, 1, &key);
 	while ((tuple = dgen_scan_next(scan)) != NULL)
 	{
 		CHECK_FOR_INTERRUPTS();
 		/* another server may have the same hash */
-		if (!is_of_server(table, tuple, parts[part].server, address))
+		if (!is_of_server(table, tuple, parts[part].server, name))
 			continue;
 		old = MemoryContextSwitchTo(row);
 		if (erase_row(module, table, part, tuple))

@@ -173,7 +173,7 @@ dgen_message_init(DgenMessage *msg, const DgenAddress *to, char kind, Jsonb *mes
 /* ---------------------------------------------------------------- what was sent */
 
 static DgenSent *
-remember(int64 id, int64 hash, DgenModule *module)
+remember(int64 id, int64 hash, DgenModule *module, DgenPoolKind pool)
 {
 	DgenSent   *s;
 
@@ -191,6 +191,7 @@ remember(int64 id, int64 hash, DgenModule *module)
 	s->hash = hash;
 	s->module_id = module->id;
 	s->owner = module->owner;
+	s->pool = pool;
 	s->subid = GetCurrentSubTransactionId();
 	s->due_at = 0;
 	return s;
@@ -252,7 +253,14 @@ dgen_mailbox_forget_sent(int64 id)
 void
 dgen_ring_at_end(DgenModule *module, int64 hash)
 {
-	remember(0, hash, module);
+	remember(0, hash, module, DGEN_POOL_HANDLERS);
+}
+
+/* The same for the workers that do what may take long. */
+void
+dgen_ring_long_at_end(DgenModule *module, int64 hash)
+{
+	remember(0, hash, module, DGEN_POOL_LONG);
 }
 
 void
@@ -262,6 +270,13 @@ dgen_due_at_commit(TimestampTz due)
 }
 
 /* ---------------------------------------------------------------- sending */
+
+/* Whose workers handle it? */
+static DgenPoolKind
+pool_of(const DgenMessage *msg)
+{
+	return msg->kind == DGEN_KIND_EFFECT ? DGEN_POOL_LONG : DGEN_POOL_HANDLERS;
+}
 
 /*
  * How many messages a mailbox holds, of any transaction but those that have
@@ -408,7 +423,7 @@ dgen_mailbox_send(DgenModule *module, DgenMessage *msgs, int n)
 		}
 		if (dgen_scope == NULL)
 			remember_target(msg->hash);
-		remember(msg->id, msg->hash, module)->due_at = msg->due_at;
+		remember(msg->id, msg->hash, module, pool_of(msg))->due_at = msg->due_at;
 	}
 	flush_pending(&pending);
 	dgen_table_close(pending.table);
@@ -432,7 +447,7 @@ dgen_mailbox_put_back(DgenModule *module, DgenMessage *msg)
 	dgen_message_form(msg, values, nulls);
 	dgen_table_insert(table, values, nulls, NULL);
 	dgen_table_close(table);
-	remember(msg->id, msg->hash, module);
+	remember(msg->id, msg->hash, module, pool_of(msg));
 }
 
 /* ---------------------------------------------------------------- ends */
@@ -442,16 +457,19 @@ ring_all(void)
 {
 	int64		last_hash = 0;
 	int32		last_module = 0;
+	DgenPoolKind last_pool = DGEN_POOL_HANDLERS;
 
 	for (int i = 0; i < nsent; i++)
 	{
 		if (sent[i].due_at != 0 ||
-			(sent[i].hash == last_hash && sent[i].module_id == last_module))
+			(sent[i].hash == last_hash && sent[i].module_id == last_module &&
+			 sent[i].pool == last_pool))
 			continue;
 		last_hash = sent[i].hash;
 		last_module = sent[i].module_id;
+		last_pool = sent[i].pool;
 		if (!dgen_drop_doorbells)
-			dgen_ready_ring(MyDatabaseId, sent[i].owner, last_module, last_hash);
+			dgen_ready_ring(MyDatabaseId, sent[i].owner, last_pool, last_module, last_hash);
 	}
 	if (earliest_due != DT_NOEND)
 		dgen_wake_keeper(MyDatabaseId, earliest_due);
@@ -483,7 +501,7 @@ dgen_mailbox_xact_callback(XactEvent event)
 				for (int i = 0; i < nsent; i++)
 				{
 					if (sent[i].id == 0)
-						dgen_ready_ring(MyDatabaseId, sent[i].owner,
+						dgen_ready_ring(MyDatabaseId, sent[i].owner, sent[i].pool,
 										sent[i].module_id, sent[i].hash);
 				}
 			}

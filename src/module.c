@@ -94,6 +94,7 @@ const DgenOption dgen_module_options[DGEN_NOPTIONS] = {
 	{"on_dead_letter", DGEN_OPTION_FLAG, FIELD(suspend_on_dead_letter), 0, 0, 0, {"continue", "suspend"}},
 	{"breaker", DGEN_OPTION_INT, FIELD(breaker), 10, 0, PG_INT32_MAX},
 	{"handler_timeout", DGEN_OPTION_MSEC, FIELD(handler_timeout), 30e6, 1e3, PG_INT32_MAX * 1e3},
+	{"work_timeout", DGEN_OPTION_MSEC, FIELD(work_timeout), 3600e6, 1e3, PG_INT32_MAX * 1e3},
 	{"max_attempts", DGEN_OPTION_INT, FIELD(max_attempts), 5, 1, PG_INT16_MAX},
 	{"backoff_initial", DGEN_OPTION_SECONDS, FIELD(backoff_initial), 0.1e6, 1e3, MAX_TIME},
 	{"backoff_factor", DGEN_OPTION_DOUBLE, FIELD(backoff_factor), 5, 1, 1000},

@@ -667,12 +667,14 @@ static const struct
 	int			index;
 	int			attno;
 	const char *counted;
+	bool		effects;		/* rows of the streams of effects, see effect.c */
 }			parts[] = {
 	{DGEN_T_SERVER, 0, 1, "servers"},
 	{DGEN_T_MESSAGE, -1, 9, "messages"},
 	{DGEN_T_DELAYED, 2, 10, "delayed messages"},
 	{DGEN_T_LETTER, 1, 9, "dead letters"},
 	{DGEN_T_ATTEMPT, 1, 2, NULL},
+	{DGEN_T_ATTEMPT, 1, 2, NULL, true},
 	{DGEN_T_REPLY, 1, 2, NULL},
 	{DGEN_T_DEDUP, 0, 1, NULL},
 	{DGEN_T_PATCH, 0, 1, NULL}
@@ -715,13 +717,20 @@ next_in_part(DgenTable *table, DgenScan *scan, int attno, const char *prefix, te
 	return tuple;
 }
 
+/* What the addresses of a part begin with, before the slash. */
+static const char *
+part_name(int part, const char *name)
+{
+	return parts[part].effects ? dgen_effects_of(name) : name;
+}
+
 /* How many rows one table has of the module. */
 static int64
 count_part(int part, const char *name)
 {
 	DgenTable  *table = dgen_table_open(parts[part].table, AccessShareLock);
-	DgenScan   *scan = begin_part(table, parts[part].index, name);
-	char	   *prefix = psprintf("%s/", name);
+	DgenScan   *scan = begin_part(table, parts[part].index, part_name(part, name));
+	char	   *prefix = psprintf("%s/", part_name(part, name));
 	text	   *address;
 	int64		count = 0;
 
@@ -737,8 +746,8 @@ static int64
 delete_part(int part, const char *name, bool lease)
 {
 	DgenTable  *table = dgen_table_open(parts[part].table, RowExclusiveLock);
-	DgenScan   *scan = begin_part(table, parts[part].index, name);
-	char	   *prefix = psprintf("%s/", name);
+	DgenScan   *scan = begin_part(table, parts[part].index, part_name(part, name));
+	char	   *prefix = psprintf("%s/", part_name(part, name));
 	HeapTuple	tuple;
 	text	   *address;
 	int64		count = 0;

@@ -292,16 +292,22 @@ unpark(DgenPool *pool, int i)
 
 /* ---------------------------------------------------------------- pools */
 
+static bool
+is_pool(DgenPool *pool, Oid database, Oid owner, DgenPoolKind kind)
+{
+	return pool->used && pool->database == database && pool->owner == owner && pool->kind == kind;
+}
+
 /* Lock the pool of an owner, made where there is none; NULL: no room. */
 static DgenPool *
-lock_pool(Oid database, Oid owner)
+lock_pool(Oid database, Oid owner, DgenPoolKind kind)
 {
 	static int	last = 0;
 	DgenPool   *pool = &dgen_shared->pools[last];
 	int			found = DGEN_NONE;
 
 	LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
-	if (pool->used && pool->database == database && pool->owner == owner)
+	if (is_pool(pool, database, owner, kind))
 		return pool;
 	LWLockRelease(&pool->lock);
 
@@ -309,7 +315,7 @@ lock_pool(Oid database, Oid owner)
 	for (int i = 0; i < DGEN_MAX_POOLS; i++)
 	{
 		pool = &dgen_shared->pools[i];
-		if (pool->used && pool->database == database && pool->owner == owner)
+		if (is_pool(pool, database, owner, kind))
 		{
 			found = i;
 			break;
@@ -328,6 +334,7 @@ lock_pool(Oid database, Oid owner)
 	{
 		pool->database = database;
 		pool->owner = owner;
+		pool->kind = kind;
 		pool->head = pool->tail = pool->parked = DGEN_NONE;
 		pool->nready = pool->nworkers = 0;
 		pool->park_due = DT_NOEND;
@@ -407,9 +414,9 @@ ring_entry(DgenPool *pool, int i)
  * told, finds its messages later.
  */
 bool
-dgen_ready_ring(Oid database, Oid owner, int32 module_id, int64 hash)
+dgen_ready_ring(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int64 hash)
 {
-	DgenPool   *pool = lock_pool(database, owner);
+	DgenPool   *pool = lock_pool(database, owner, kind);
 	int			i = DGEN_NONE;
 
 	if (pool != NULL)
@@ -455,7 +462,7 @@ append_call(DgenReady *entry, DgenCall *call, dsa_pointer self)
 bool
 dgen_ready_add_call(Oid owner, DgenCall *call, dsa_pointer self)
 {
-	DgenPool   *pool = lock_pool(call->database, owner);
+	DgenPool   *pool = lock_pool(call->database, owner, DGEN_POOL_HANDLERS);
 	int			i;
 
 	if (pool == NULL)
@@ -518,7 +525,7 @@ dgen_ready_withdraw(DgenCall *call, dsa_pointer self)
 void
 dgen_ready_stop_calls(Oid database, Oid owner, int32 module_id, int64 hash)
 {
-	DgenPool   *pool = lock_pool(database, owner);
+	DgenPool   *pool = lock_pool(database, owner, DGEN_POOL_HANDLERS);
 	int			i;
 
 	if (pool == NULL)
@@ -536,7 +543,8 @@ dgen_ready_stop_calls(Oid database, Oid owner, int32 module_id, int64 hash)
  * Take up to max ready servers of one module: the one that has waited
  * longest, and others of its module close behind it.  Without allow_slow,
  * modules whose activations outlast a batch's budget are passed over, so that
- * one worker of a database stays free for quick ones.
+ * one worker of a database stays free for quick ones.  Long work is taken one
+ * by one.
  */
 int
 dgen_ready_take(int poolno, bool allow_slow, int max, DgenTaken *taken, int32 *module_id)
@@ -547,6 +555,8 @@ dgen_ready_take(int poolno, bool allow_slow, int max, DgenTaken *taken, int32 *m
 	int			seen = 0;
 
 	LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
+	if (pool->kind == DGEN_POOL_LONG)
+		max = 1;
 	for (int i = pool->nready > 0 ? pool->head : DGEN_NONE, next;
 		 i != DGEN_NONE && n < max && seen < 4 * max; i = next, seen++)
 	{

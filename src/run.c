@@ -139,6 +139,8 @@ kind_of(BatchItem *item)
 			return "continue";
 		case 'p':
 			return "reply";
+		case 'e':
+			return "effect";
 		default:
 			return "info";
 	}
@@ -256,6 +258,9 @@ raise_directive(Batch *b, DgenActivation *act)
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_REFUSED),
 				 errmsg("message was rejected: %s", act->reason),
+				 b->effects ?
+				 errdetail("An effect of server \"%s\" said so; what it did in the database was undone.",
+						   dgen_server_of(act->server->address)) :
 				 errdetail("The handler of server \"%s\" said so; what it did was undone.",
 						   act->server->address),
 				 errhint("See dgen.dead_letters for messages, which can be requeued.")));
@@ -316,6 +321,22 @@ activate(Batch *b, BatchItem *item)
 	if (item->attempts > 0)
 		dgen_failure_forget(b, server, item->msg->id);
 	keep_server(b, server, before);
+}
+
+/* The stand-in for the stream's server is never written. */
+static void
+run_effect(Batch *b, BatchItem *item)
+{
+	DgenActivation act;
+	DgenServer *server = b->servers[item->server].server;
+
+	fill_activation(b, item, &act);
+	dgen_effect_run(&act, item->msg);
+	if (act.outcome != DGEN_HANDLED)
+		raise_directive(b, &act);
+	if (item->attempts > 0)
+		dgen_failure_forget(b, server, item->msg->id);
+	server->dirty = server->erased = false;
 }
 
 /* Is there anything to run?  Ends what has expired, been cancelled or answered. */
@@ -383,7 +404,10 @@ run_item(Batch *b, int i)
 	{
 		if (item->msg != NULL)
 			dgen_hand_take(item->msg->id);
-		activate(b, item);
+		if (b->effects)
+			run_effect(b, item);
+		else
+			activate(b, item);
 		if (item->msg != NULL)
 			dgen_hand_clear();
 	}
@@ -479,7 +503,7 @@ dgen_run_items(Batch *b)
 		ResetSequenceCaches();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	b->running = true;
-	dgen_worker_arm(company ? DGEN_BATCH_USECS / 1000 : b->module->handler_timeout, company);
+	dgen_worker_arm(company ? DGEN_BATCH_USECS / 1000 : b->timeout_ms, company);
 	for (int i = 0; i < b->nitems; i++)
 	{
 		if (i > 0 && (!next_server(b, i) || out_of_time(b)))

@@ -516,7 +516,11 @@ cancel_in(DgenTableId id, int skip, int64 message_id)
 		if (skip == 0)
 			dgen_length_add(msg.hash, -1, &known);
 		/* what stood behind it may go on */
-		if (dgen_module_of(msg.server) != NULL)
+		if (dgen_module_of(msg.server) == NULL)
+			/* nobody is there to go on */ ;
+		else if (msg.kind == DGEN_KIND_EFFECT)
+			dgen_ring_long_at_end(dgen_module_of(msg.server), msg.hash);
+		else
 			dgen_ring_at_end(dgen_module_of(msg.server), msg.hash);
 	}
 	dgen_table_close(table);

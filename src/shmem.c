@@ -82,7 +82,8 @@ init_control(void)
 		pg_atomic_init_u32(&db->prepared_known, 0);
 		pg_atomic_init_u64(&db->next_due, (uint64) DT_NOEND);
 		pg_atomic_init_u32(&db->resweep, 0);
-		pg_atomic_init_u32(&db->place_wanted, 0);
+		for (int k = 0; k < DGEN_NPOOL_KINDS; k++)
+			pg_atomic_init_u32(&db->place_wanted[k], 0);
 		pg_atomic_init_u64(&db->unannounced, 0);
 		pg_atomic_init_u32(&db->slow_workers, 0);
 		SpinLockInit(&db->id_lock);
@@ -212,7 +213,8 @@ dgen_database(Oid database, bool create)
 		pg_atomic_write_u32(&db->prepared_known, 0);
 		pg_atomic_write_u64(&db->next_due, (uint64) DT_NOEND);
 		pg_atomic_write_u32(&db->resweep, 0);
-		pg_atomic_write_u32(&db->place_wanted, 0);
+		for (int k = 0; k < DGEN_NPOOL_KINDS; k++)
+			pg_atomic_write_u32(&db->place_wanted[k], 0);
 		pg_atomic_write_u64(&db->unannounced, 0);
 		db->database = database;
 		found = db;

@@ -49,6 +49,7 @@
 #define QUANTUM_USECS INT64CONST(1000000)
 
 static int	my_pool;
+static DgenPoolKind my_kind;
 static uint32 my_generation;
 static TimeoutId my_timeout;
 static bool in_company;
@@ -298,7 +299,7 @@ reserve_slow(void)
 {
 	DgenDatabase *db = dgen_database(MyDatabaseId, false);
 
-	if (dgen_max_workers <= 1 || db == NULL)
+	if (my_kind == DGEN_POOL_LONG || dgen_max_workers <= 1 || db == NULL)
 		return true;
 	if (pg_atomic_fetch_add_u32(&db->slow_workers, 1) >= (uint32) dgen_max_workers - 1)
 	{
@@ -324,7 +325,7 @@ may_be_slow(void)
 {
 	DgenDatabase *db = dgen_database(MyDatabaseId, false);
 
-	return dgen_max_workers <= 1 || db == NULL ||
+	return my_kind == DGEN_POOL_LONG || dgen_max_workers <= 1 || db == NULL ||
 		pg_atomic_read_u32(&db->slow_workers) < (uint32) dgen_max_workers - 1;
 }
 
@@ -402,7 +403,7 @@ wait_for_work(TimestampTz idle_since)
 		return true;
 	}
 	if (pool->nready == 0 && pool->parked == DGEN_NONE &&
-		(now >= leave_at || (db != NULL && pg_atomic_read_u32(&db->place_wanted))))
+		(now >= leave_at || (db != NULL && pg_atomic_read_u32(&db->place_wanted[my_kind]))))
 		return false;
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					 Max(1, TimestampDifferenceMilliseconds(now,
@@ -419,7 +420,7 @@ quantum_over(TimestampTz since)
 {
 	DgenDatabase *db = dgen_database(MyDatabaseId, false);
 
-	return db != NULL && pg_atomic_read_u32(&db->place_wanted) &&
+	return db != NULL && pg_atomic_read_u32(&db->place_wanted[my_kind]) &&
 		GetCurrentTimestamp() - since > QUANTUM_USECS;
 }
 
@@ -471,6 +472,7 @@ dgen_worker_main(Datum main_arg)
 	if (!dgen_slot_attach(main_arg))
 		proc_exit(0);
 	my_pool = dgen_my_slot->pool;
+	my_kind = dgen_shared->pools[my_pool].kind;
 	pqsignal(SIGINT, on_sigint);
 	BackgroundWorkerUnblockSignals();
 
