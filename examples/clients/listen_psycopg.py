@@ -1,11 +1,12 @@
 """A request, and its reply announced by NOTIFY.  Needs examples/counter, as call_psycopg.py."""
 import psycopg
 
-with psycopg.connect(autocommit=True) as conn:
-    conn.execute("LISTEN dgen_reply")       # first, or the reply may come before
+# one connection to listen, which does nothing else, and one for all the rest
+with psycopg.connect(autocommit=True) as listener, psycopg.connect(autocommit=True) as conn:
+    listener.execute("LISTEN dgen_reply")   # first, or the reply may come before
     request, = conn.execute("SELECT dgen.send_request(%s, %s::jsonb)",
                             ("counter/python", '"increment"')).fetchone()
-    for notice in conn.notifies():
+    for notice in listener.notifies():
         if notice.payload == str(request):
             print(conn.execute("SELECT dgen.check_response(%s)", (request,)).fetchone()[0])
             break
