@@ -99,6 +99,7 @@ fill_scope(DgenActivation *act, DgenScope *scope)
 	scope->module = act->module;
 	scope->server = act->server->address;
 	scope->hash = act->server->hash;
+	scope->incarnation = act->server->incarnation;
 	scope->kind = act->kind;
 	scope->call = act->call;
 	scope->request_id = act->request_id;
@@ -140,6 +141,7 @@ dgen_activation_start(DgenActivation *act, Jsonb *args)
 		arg.isnull = false;
 		dgen_handler_run(&scope, DGEN_INIT, act->identity, 1, &arg, &result);
 		state = result.has_state ? result.state : dgen_json_null();
+		act->timeout = result.timeout;
 	}
 	else
 	{
@@ -160,6 +162,7 @@ dgen_activation_stop(DgenModule *module, DgenServer *server, const char *reason)
 	server->active = false;
 	server->stop_reason = pstrdup(reason);
 	server->dirty = true;
+	dgen_timeout_stop(server);
 	if (module->delete_on_stop || module->ephemeral)
 	{
 		server->state = NULL;
@@ -196,7 +199,12 @@ dgen_activation_run(DgenActivation *act)
 	if (act->callback == DGEN_HANDLE_INFO &&
 		!module->callbacks[DGEN_HANDLE_INFO].present &&
 		!module->callbacks[DGEN_HANDLE_INFO].fault)
+	{
+		act->timeout = NULL;
+		if (DGEN_USES_TIMEOUT(act))
+			dgen_timeout_settle(act);
 		return;
+	}
 
 	fill_scope(act, &scope);
 	args[0].value = JsonbPGetDatum(act->message);
@@ -218,6 +226,8 @@ dgen_activation_run(DgenActivation *act)
 		dgen_activation_set_state(act, result.state);
 	else
 		server->read = true;
+	/* any message makes a timeout lapse, also one that init has set just now */
+	act->timeout = result.timeout;
 	act->replied = !result.noreply;
 	act->reply = result.reply ? result.reply : dgen_json_null();
 	if (result.exit != NULL)
@@ -226,4 +236,6 @@ dgen_activation_run(DgenActivation *act)
 		act->reason = result.exit;
 		dgen_activation_stop(module, server, result.exit);
 	}
+	else if (DGEN_USES_TIMEOUT(act))
+		dgen_timeout_settle(act);
 }

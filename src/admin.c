@@ -259,6 +259,8 @@ run_init(DgenModule *module, const DgenAddress *address, DgenServer *server, Jso
 	PG_TRY();
 	{
 		dgen_activation_start(&act, args);
+		if (DGEN_USES_TIMEOUT(&act))
+			dgen_timeout_settle(&act);
 	}
 	PG_FINALLY();
 	{
@@ -369,6 +371,7 @@ erase_server(DgenServer *server)
 	server->active = server->failing = server->suspended = false;
 	server->incarnation = server->version = 0;
 	server->started_at = server->suspended_at = server->tombstone_until = 0;
+	server->timeout_at = server->timeout_id = server->timeout_due = 0;
 	server->suspended_by = server->stop_reason = server->vsn = NULL;
 	server->state = NULL;
 	server->state_changed = false;

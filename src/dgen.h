@@ -646,6 +646,8 @@ extern void dgen_length_set(int64 hash, int64 length);
 #define DGEN_KIND_DOWN 'd'		/* a monitored server ended */
 #define DGEN_KIND_EFFECT 'e'	/* of after_commit; see effect.c for its hash */
 
+struct DgenServer;
+
 typedef struct DgenMessage
 {
 	ItemPointerData tid;
@@ -672,15 +674,24 @@ typedef struct DgenMessage
 
 #define DGEN_MESSAGE_NATTS 18
 
+/* a kind of message as dgen.kind() has it, but for a request; and its callback */
+extern const char *dgen_message_kind(char kind);
+extern DgenCallbackKind dgen_message_callback(char kind);
 /* fills sender, role, context, vsn, time from where we are */
 extern void dgen_message_init(DgenMessage *msg, const DgenAddress *to, char kind, Jsonb *message);
 /* inserts n messages for one module, ids drawn in order; rings at commit */
 extern void dgen_mailbox_send(DgenModule *module, DgenMessage *msgs, int n);
+/* the engine's own: behind all that waits, under a new id, whatever the limits */
+extern void dgen_mailbox_append(DgenModule *module, DgenMessage *msg);
+/* into dgen.delayed, under the id and with the due time that it has */
+extern void dgen_mailbox_schedule(DgenModule *module, DgenMessage *msg);
 /* inserts under its own id again (requeue, due): lowers the mark */
 extern void dgen_mailbox_put_back(DgenModule *module, DgenMessage *msg);
 extern void dgen_message_form(const DgenMessage *msg, Datum *values, bool *nulls);
 /* skip: columns between id and hash: 0, or 1 in dgen.delayed; copies all */
 extern void dgen_message_deform(HeapTuple tuple, TupleDesc desc, int skip, DgenMessage *msg);
+/* is it for the incarnation that lives, or for any? */
+extern bool dgen_message_is_for(const DgenMessage *msg, const struct DgenServer *server);
 extern int	dgen_message_compare(const ListCell *a, const ListCell *b);	/* by id */
 extern int64 dgen_mailbox_count(DgenTable *table, int64 hash, int64 max);
 /* did this transaction send to it and not yet commit? (subtransactions heeded) */
@@ -699,6 +710,7 @@ typedef struct DgenSent
 	DgenPoolKind pool;			/* whom to ring */
 	SubTransactionId subid;
 	TimestampTz due_at;			/* 0: at once */
+	bool		engine;			/* nothing that the session would overtake */
 } DgenSent;
 extern int	dgen_mailbox_uncommitted(DgenSent **sent);	/* in order of sending */
 extern void dgen_mailbox_xact_callback(XactEvent event);
@@ -843,6 +855,7 @@ typedef struct DgenScope
 	DgenCallbackKind callback;
 	const char *server;			/* address */
 	int64		hash;
+	int64		incarnation;	/* 0: none */
 	const char *kind;			/* "call", "cast", "info", "continue", "query", "init" ... */
 	struct DgenCall *call;		/* being answered, or NULL */
 	int64		request_id;		/* of the request being answered, or 0 */
@@ -925,6 +938,18 @@ extern void dgen_activation_run(DgenActivation *act);
 extern void dgen_activation_start(DgenActivation *act, Jsonb *args);
 extern void dgen_activation_stop(DgenModule *module, DgenServer *server, const char *reason);
 extern void dgen_activation_set_state(DgenActivation *act, Jsonb *state);
+
+/* --------------------------------------------------------------- timeout.c
+ *
+ * Idle timeouts; the file tells how.  The lease is held.
+ */
+#define DGEN_USES_TIMEOUT(act) \
+	((act)->timeout != NULL || (act)->server->timeout_at != 0)
+extern void dgen_timeout_settle(DgenActivation *act);	/* at the end of an activation */
+extern bool dgen_timeout_wake(DgenModule *module, DgenServer *server, DgenMessage *msg,
+							  bool call_waits);
+extern void dgen_timeout_forget(DgenServer *server, bool also);
+extern void dgen_timeout_stop(DgenServer *server);	/* an incarnation ends */
 
 /* ------------------------------------------------------------ attributes.c
  *
@@ -1044,7 +1069,7 @@ extern const char *dgen_server_of(const char *name);	/* of a stream, or a server
 extern void dgen_effect_run(DgenActivation *act, DgenMessage *msg);
 
 /* ---------------------------------------------------------------- drain.c */
-extern void dgen_handle_now(DgenModule *module, DgenMessage *msg);
+extern bool dgen_handle_now(DgenModule *module, DgenMessage *msg);
 /* handles what this transaction sent to a server, in it; how many messages */
 extern int	dgen_drain_server(const DgenAddress *to);
 

@@ -59,10 +59,8 @@ fill_activation(DgenActivation *act, DgenModule *module, DgenMessage *msg)
 	memset(act, 0, sizeof(DgenActivation));
 	act->module = module;
 	act->identity = DGEN_AS_OWNER;
-	act->callback = msg->kind == 'c' ? DGEN_HANDLE_CAST :
-		msg->kind == 'r' ? DGEN_HANDLE_CALL : DGEN_HANDLE_INFO;
-	act->kind = msg->kind == 'c' ? "cast" : msg->kind == 'r' ? "request" :
-		msg->kind == 'p' ? "reply" : "info";
+	act->callback = dgen_message_callback(msg->kind);
+	act->kind = dgen_message_kind(msg->kind);
 	act->message = msg->message;
 	act->context = msg->context;
 	act->sender = msg->sender;
@@ -87,24 +85,35 @@ finish_message(DgenActivation *act, DgenMessage *msg)
 		dgen_deferred_request(act->module, msg);
 }
 
+/* As of a worker's: is it still to be handled? */
+static bool
+is_current(DgenModule *module, DgenServer *server, DgenMessage *msg)
+{
+	return dgen_message_is_for(msg, server) &&
+		(msg->kind != DGEN_KIND_TIMEOUT || dgen_timeout_wake(module, server, msg, false));
+}
+
 /*
  * Handle one message in this transaction; the server's lease is held.  Raises
- * what its handler raises.
+ * what its handler raises.  False if it was not to be handled any more.
  */
-void
+bool
 dgen_handle_now(DgenModule *module, DgenMessage *msg)
 {
 	DgenTable  *table = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
 	DgenServer *server = dgen_batch_server(msg->server);
 	DgenActivation act;
+	bool		handled = false;
 
 	if (server == NULL)
 		server = dgen_server_read(table, msg->server, msg->hash, NULL);
 	else
 		dgen_server_save(server);
 	dgen_server_check_snapshot(server);
-	if (take_message(msg) && msg->expires_at > GetCurrentTimestamp())
+	if (take_message(msg) && msg->expires_at > GetCurrentTimestamp() &&
+		is_current(module, server, msg))
 	{
+		handled = true;
 		fill_activation(&act, module, msg);
 		act.server = server;
 		if (module->ephemeral)
@@ -117,9 +126,10 @@ dgen_handle_now(DgenModule *module, DgenMessage *msg)
 		dgen_batch_keep(server);
 		if (module->ephemeral)
 			server->dirty = server->state_changed = server->erased = false;
-		dgen_server_write(table, server, NULL);
 	}
+	dgen_server_write(table, server, NULL);
 	dgen_table_close(table);
+	return handled;
 }
 
 /* Run one effect in this transaction; the lease of its stream is held. */
@@ -167,13 +177,14 @@ drain(const DgenAddress *to)
 		{
 			dgen_ring_long_at_end(module, msg.hash);
 			run_effect_now(module, &msg);
+			handled++;
 		}
 		else
 		{
 			dgen_ring_at_end(module, msg.hash);
-			dgen_handle_now(module, &msg);
+			if (dgen_handle_now(module, &msg))
+				handled++;
 		}
-		handled++;
 	}
 	return handled;
 }
@@ -279,6 +290,10 @@ describe(DgenResult *result, DgenCallback *cb)
 		push_text(&parse, "retry_after",
 				  DatumGetCString(DirectFunctionCall1(interval_out,
 													  IntervalPGetDatum(result->retry_after))));
+	if (result->timeout)
+		push_text(&parse, "timeout",
+				  DatumGetCString(DirectFunctionCall1(interval_out,
+													  IntervalPGetDatum(result->timeout))));
 	if (!cb->composite && cb->nresults == 1 && cb->results[0] == DGEN_RESULT_VALUE &&
 		!result->is_null)
 	{

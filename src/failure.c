@@ -244,6 +244,8 @@ bury(DgenModule *module, DgenServer *server, DgenTable *messages, DgenTable *att
 	if (dgen_table_delete(messages, &msg->tid) != TM_Ok)
 		return;					/* cancelled meanwhile */
 	delete_attempt(attempts, a);
+	if (msg->kind == DGEN_KIND_TIMEOUT && server->timeout_id == msg->timer)
+		dgen_timeout_forget(server, true);
 	CommandCounterIncrement();
 	insert_letter(msg, a->attempts, error);
 	if (msg->kind == 'r')

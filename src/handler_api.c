@@ -141,6 +141,21 @@ dgen_reject(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+PG_FUNCTION_INFO_V1(dgen_timeout);
+Datum
+dgen_timeout(PG_FUNCTION_ARGS)
+{
+	int64		usecs;
+
+	if (!dgen_arg_interval(fcinfo, 0, "after", true, &usecs))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("interval of dgen.timeout() must not be null"),
+				 errhint("Without a timeout a server waits for ever.")));
+	dgen_scope_say(DGEN_SAID_TIMEOUT, NULL, PG_GETARG_INTERVAL_P(0), NULL);
+	PG_RETURN_VOID();
+}
+
 PG_FUNCTION_INFO_V1(dgen_retry_after);
 Datum
 dgen_retry_after(PG_FUNCTION_ARGS)

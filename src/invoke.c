@@ -139,7 +139,7 @@ handle_in_subtransaction(DgenModule *module, const DgenAddress *to, List *own)
 	PG_TRY();
 	{
 		foreach(lc, own)
-			dgen_handle_now(module, lfirst(lc));
+			(void) dgen_handle_now(module, lfirst(lc));
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();

@@ -361,7 +361,7 @@ rotate(void)
 
 /*
  * Give a message to the mailbox, under the id that it has had from the
- * start.  One that expired meanwhile goes there too: workers count those.
+ * start, or a timer's behind all that waits.  One that expired meanwhile goes there too: workers count those.
  */
 static DueResult
 deliver_delayed(DgenTable *table, HeapTuple tuple)
@@ -383,7 +383,10 @@ deliver_delayed(DgenTable *table, HeapTuple tuple)
 	if (result != TM_Ok)
 		return DUE_DONE;
 	msg.due_at = 0;
-	dgen_mailbox_put_back(module, &msg);
+	if (msg.timer != 0)
+		dgen_mailbox_append(module, &msg);
+	else
+		dgen_mailbox_put_back(module, &msg);
 	return DUE_DONE;
 }
 

@@ -120,6 +120,8 @@ put_back(DgenModule *module, DgenTable *letters, DgenMessage *msg)
 	/* whoever requeues what has expired wants it handled */
 	if (msg->expires_at <= GetCurrentTimestamp())
 		msg->expires_at = DT_NOEND;
+	/* and for whichever incarnation lives, whatever became of its timer */
+	msg->incarnation = msg->timer = 0;
 	dgen_mailbox_put_back(module, msg);
 	return true;
 }
@@ -338,15 +340,45 @@ end_message(DgenModule *module, DgenTable *table, DgenMessage *msg)
 	return true;
 }
 
+/* A server whose alarm is gone must know. */
+static void
+forget_timeout(DgenServer *server, DgenMessage *msg)
+{
+	if (msg->kind == DGEN_KIND_TIMEOUT && server->timeout_id == msg->timer)
+		dgen_timeout_forget(server, true);
+}
+
+static bool
+discard_timeout(DgenModule *module, const DgenAddress *address, DgenTable *table, int64 id)
+{
+	DgenTable  *servers;
+	DgenServer *server = dgen_admin_open(module, address, &servers);
+	DgenMessage msg;
+	bool		done;
+
+	/* under the lease it is replaced by nobody */
+	done = find_message(table, 1, id, &msg) && end_message(module, table, &msg);
+	if (done)
+		forget_timeout(server, &msg);
+	dgen_admin_close(servers, server);
+	return done;
+}
+
 static bool
 discard_delayed(int64 id)
 {
 	DgenTable  *table = dgen_table_open(DGEN_T_DELAYED, RowExclusiveLock);
+	DgenModule *module;
 	DgenAddress address;
 	DgenMessage msg;
-	bool		done = find_message(table, 1, id, &msg) &&
-		end_message(operated_module(msg.server, &address), table, &msg);
+	bool		done = false;
 
+	if (find_message(table, 1, id, &msg))
+	{
+		module = operated_module(msg.server, &address);
+		done = msg.kind == DGEN_KIND_TIMEOUT ?
+			discard_timeout(module, &address, table, id) : end_message(module, table, &msg);
+	}
 	dgen_table_close(table);
 	return done;
 }
@@ -390,6 +422,7 @@ discard_waiting(int64 id)
 		if (find_message(table, 0, id, &msg) && end_message(module, table, &msg))
 		{
 			done = true;
+			forget_timeout(server, &msg);
 			if (!forget_attempts(id, msg.server))
 				dgen_admin_not_failing(server);
 		}

@@ -111,6 +111,14 @@ dgen_message_deform(HeapTuple tuple, TupleDesc desc, int skip, DgenMessage *msg)
 	msg->message = (Jsonb *) PG_DETOAST_DATUM_COPY(v[17]);
 }
 
+/* A message to one incarnation is for no other. */
+bool
+dgen_message_is_for(const DgenMessage *msg, const DgenServer *server)
+{
+	return msg->incarnation == 0 ||
+		(server->active && server->incarnation == msg->incarnation);
+}
+
 /* For list_sort() of DgenMessages: in the order in which they were sent. */
 int
 dgen_message_compare(const ListCell *a, const ListCell *b)
@@ -119,6 +127,53 @@ dgen_message_compare(const ListCell *a, const ListCell *b)
 	int64		y = ((DgenMessage *) lfirst(b))->id;
 
 	return (x > y) - (x < y);
+}
+
+/* ---------------------------------------------------------------- kinds */
+
+const char *
+dgen_message_kind(char kind)
+{
+	switch (kind)
+	{
+		case DGEN_KIND_CAST:
+			return "cast";
+		case DGEN_KIND_REQUEST:
+			return "request";
+		case DGEN_KIND_REPLY:
+			return "reply";
+		case DGEN_KIND_CONTINUE:
+			return "continue";
+		case DGEN_KIND_CALL:
+			return "call";
+		case DGEN_KIND_TIMER:
+			return "timer";
+		case DGEN_KIND_DOWN:
+			return "DOWN";
+		case DGEN_KIND_EFFECT:
+			return "effect";
+		case DGEN_KIND_TIMEOUT:
+			return "timeout";
+		default:
+			return "info";
+	}
+}
+
+DgenCallbackKind
+dgen_message_callback(char kind)
+{
+	switch (kind)
+	{
+		case DGEN_KIND_CAST:
+			return DGEN_HANDLE_CAST;
+		case DGEN_KIND_REQUEST:
+		case DGEN_KIND_CALL:
+			return DGEN_HANDLE_CALL;
+		case DGEN_KIND_CONTINUE:
+			return DGEN_HANDLE_CONTINUE;
+		default:
+			return DGEN_HANDLE_INFO;
+	}
 }
 
 /* ---------------------------------------------------------------- senders */
@@ -194,6 +249,7 @@ remember(int64 id, int64 hash, DgenModule *module, DgenPoolKind pool)
 	s->pool = pool;
 	s->subid = GetCurrentSubTransactionId();
 	s->due_at = 0;
+	s->engine = false;
 	return s;
 }
 
@@ -226,7 +282,7 @@ dgen_mailbox_sent_uncommitted(int64 hash)
 {
 	for (int i = 0; i < nsent; i++)
 	{
-		if (sent[i].hash == hash && sent[i].id != 0 && sent[i].due_at == 0)
+		if (sent[i].hash == hash && sent[i].id != 0 && sent[i].due_at == 0 && !sent[i].engine)
 			return true;
 	}
 	return false;
@@ -427,6 +483,40 @@ dgen_mailbox_send(DgenModule *module, DgenMessage *msgs, int n)
 	}
 	flush_pending(&pending);
 	dgen_table_close(pending.table);
+}
+
+/*
+ * A message of the engine's own, behind all that waits: what has come due of a
+ * server's timers.  Nobody is there to be told that the mailbox is full.
+ */
+void
+dgen_mailbox_append(DgenModule *module, DgenMessage *msg)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
+	Datum		values[DGEN_MESSAGE_NATTS];
+	bool		nulls[DGEN_MESSAGE_NATTS];
+	bool		known;
+
+	(void) dgen_length_add(msg->hash, 1, &known);
+	dgen_bound_publish(msg->hash, dgen_last_message_id());
+	msg->id = dgen_draw_id();
+	msg->due_at = 0;
+	dgen_message_form(msg, values, nulls);
+	dgen_table_insert(table, values, nulls, NULL);
+	dgen_table_close(table);
+	remember(msg->id, msg->hash, module, pool_of(msg))->engine = true;
+}
+
+/* One that is to wait for its time. */
+void
+dgen_mailbox_schedule(DgenModule *module, DgenMessage *msg)
+{
+	DgenSent   *s;
+
+	send_delayed(msg);
+	s = remember(msg->id, msg->hash, module, pool_of(msg));
+	s->due_at = msg->due_at;
+	s->engine = true;
 }
 
 /*

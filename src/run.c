@@ -124,46 +124,6 @@ answer_from_key(Batch *b, int call, DgenServer *server)
 
 /* ---------------------------------------------------------------- one item */
 
-static const char *
-kind_of(BatchItem *item)
-{
-	if (item->msg == NULL)
-		return "call";
-	switch (item->msg->kind)
-	{
-		case 'c':
-			return "cast";
-		case 'r':
-			return "request";
-		case 'n':
-			return "continue";
-		case 'p':
-			return "reply";
-		case 'e':
-			return "effect";
-		default:
-			return "info";
-	}
-}
-
-static DgenCallbackKind
-callback_of(BatchItem *item)
-{
-	if (item->msg == NULL)
-		return DGEN_HANDLE_CALL;
-	switch (item->msg->kind)
-	{
-		case 'c':
-			return DGEN_HANDLE_CAST;
-		case 'r':
-			return DGEN_HANDLE_CALL;
-		case 'n':
-			return DGEN_HANDLE_CONTINUE;
-		default:
-			return DGEN_HANDLE_INFO;
-	}
-}
-
 static void
 fill_activation(Batch *b, BatchItem *item, DgenActivation *act)
 {
@@ -171,10 +131,10 @@ fill_activation(Batch *b, BatchItem *item, DgenActivation *act)
 	act->module = b->module;
 	act->server = b->servers[item->server].server;
 	act->identity = DGEN_AS_WORKER;
-	act->callback = callback_of(item);
-	act->kind = kind_of(item);
 	if (item->msg != NULL)
 	{
+		act->callback = dgen_message_callback(item->msg->kind);
+		act->kind = dgen_message_kind(item->msg->kind);
 		act->message = item->msg->message;
 		act->context = item->msg->context;
 		act->sender = item->msg->sender;
@@ -186,6 +146,8 @@ fill_activation(Batch *b, BatchItem *item, DgenActivation *act)
 	{
 		DgenCall   *c = b->calls[item->call].call;
 
+		act->callback = DGEN_HANDLE_CALL;
+		act->kind = "call";
 		act->call = c;
 		act->message = (Jsonb *) (c->data + c->request_off);
 		act->context = c->context_off ? (Jsonb *) (c->data + c->context_off) : NULL;
@@ -339,6 +301,34 @@ run_effect(Batch *b, BatchItem *item)
 	server->dirty = server->erased = false;
 }
 
+/* Does a caller's request wait for the server as well? */
+static bool
+call_waits(Batch *b, int lease)
+{
+	for (int i = 0; i < b->ncalls; i++)
+	{
+		if (b->calls[i].lease == lease && !b->calls[i].answered)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Is a message that was taken out of the mailbox still to be handled?  Not if
+ * it was for an incarnation that has ended, or of a timer that no longer
+ * stands.
+ */
+static bool
+is_current(Batch *b, BatchItem *item)
+{
+	DgenServer *server = b->servers[item->server].server;
+
+	if (!dgen_message_is_for(item->msg, server))
+		return false;
+	return item->msg->kind != DGEN_KIND_TIMEOUT ||
+		dgen_timeout_wake(b->module, server, item->msg, call_waits(b, item->lease));
+}
+
 /* Is there anything to run?  Ends what has expired, been cancelled or answered. */
 static bool
 begin_item(Batch *b, BatchItem *item)
@@ -365,7 +355,7 @@ begin_item(Batch *b, BatchItem *item)
 				dgen_request_reply(b->module, item->msg, NULL, dgen_error_to_jsonb(&err));
 			return false;
 		}
-		return true;
+		return is_current(b, item);
 	}
 	if (!dgen_call_begin(b->calls[item->call].call))
 	{

@@ -506,6 +506,13 @@ cancel_in(DgenTableId id, int skip, int64 message_id)
 				 errmsg("permission denied to cancel message %lld", (long long) message_id),
 				 errdetail("It was sent by another role."),
 				 errhint("Its sender, or an operator of its module, can cancel it.")));
+	if (found && msg.kind == DGEN_KIND_TIMEOUT)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("message %lld is the idle timeout of server \"%s\"",
+						(long long) message_id, msg.server),
+				 errdetail("It lapses with the next message that the server handles."),
+				 errhint("An operator can take it away by dgen.discard(%lld).", (long long) message_id)));
 	/* a worker that has it in hand commits first, or gives it back first */
 	found = found && dgen_table_delete_wait(table, &msg.tid);
 	if (found)

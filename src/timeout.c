@@ -1,0 +1,236 @@
+/*-------------------------------------------------------------------------
+ *
+ * timeout.c
+ *	  Idle timeouts: directive timeout, as gen_server has it.
+ *
+ * A server's row says until when it is to be idle (timeout_at; -infinity:
+ * until its mailbox is drained).  Any activation makes that lapse unless it
+ * sets it again, so it changes far more often than it runs out, and what
+ * wakes the server is lazy: one row of dgen.delayed, the alarm, of kind 't'
+ * with id timeout_id, due at timeout_due.  A later deadline leaves the alarm
+ * as it is; an earlier one replaces it.  When it is due the keeper turns it
+ * into a message behind all that waits, and whoever meets that message asks
+ * the row: is this still the server's alarm, and has it been idle for so long?
+ * If not, the alarm is set again for the time that now holds, or forgotten.
+ *
+ * Runs in workers, and wherever else activations run.  The server's lease is
+ * held; the row is changed in memory, and written by the caller.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "dgen.h"
+
+#include "access/skey.h"
+#include "common/int.h"
+
+/* once the mailbox is drained */
+#define WHEN_DRAINED DT_NOBEGIN
+
+/* ---------------------------------------------------------------- the alarm */
+
+static Jsonb *
+timeout_message(void)
+{
+	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{\"info\": \"timeout\"}")));
+}
+
+/*
+ * Take an alarm back.  If the keeper has it in hand it becomes a message that
+ * nobody cares for, since the row names another by then.
+ */
+static void
+delete_alarm(int64 id)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_DELAYED, RowExclusiveLock);
+	ItemPointerData tid;
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+
+	dgen_key_int8(&key, 1, id, BTEqualStrategyNumber);
+	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
+	tuple = dgen_scan_next(scan);
+	if (tuple != NULL)
+		tid = tuple->t_self;
+	dgen_scan_end(scan);
+	if (tuple != NULL)
+	{
+		CommandCounterIncrement();
+		(void) dgen_table_delete(table, &tid);
+	}
+	dgen_table_close(table);
+}
+
+/*
+ * Set the alarm, for the server as it is; due now: a message at once, behind
+ * what waits.
+ */
+static void
+set_alarm(DgenModule *module, DgenServer *server, TimestampTz due, TimestampTz now)
+{
+	DgenAddress to;
+	DgenMessage msg;
+
+	dgen_address_parse(server->address, strlen(server->address), &to);
+	dgen_message_init(&msg, &to, DGEN_KIND_TIMEOUT, timeout_message());
+	msg.sender = server->address;
+	msg.sender_role = module->owner_name;
+	msg.vsn = module->vsn;
+	msg.context = NULL;
+	msg.incarnation = server->incarnation;
+	msg.id = msg.timer = dgen_draw_id();
+	msg.due_at = Max(due, now);
+	server->timeout_id = msg.id;
+	server->timeout_due = msg.due_at;
+	server->dirty = true;
+	if (due <= now)
+		dgen_mailbox_append(module, &msg);
+	else
+		dgen_mailbox_schedule(module, &msg);
+}
+
+/* Have the server woken at this time, or earlier. */
+static void
+wake_at(DgenModule *module, DgenServer *server, TimestampTz due, TimestampTz now)
+{
+	if (server->timeout_id != 0 && server->timeout_due <= Max(due, now))
+		return;
+	if (server->timeout_id != 0)
+		delete_alarm(server->timeout_id);
+	set_alarm(module, server, due, now);
+}
+
+/* ---------------------------------------------------------------- setting */
+
+static char *
+interval_text(const Interval *span)
+{
+	return DatumGetCString(DirectFunctionCall1(interval_out, IntervalPGetDatum(span)));
+}
+
+/* What a directive says: when the idle server is to be woken. */
+static TimestampTz
+deadline(const Interval *after, TimestampTz now)
+{
+	TimestampTz at;
+	int64		usecs;
+
+	if (!dgen_interval_usecs(after, &usecs) || pg_add_s64_overflow(now, usecs, &at) ||
+		!IS_VALID_TIMESTAMP(at))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("interval timeout is out of range"),
+				 errdetail("Its value is %s.", interval_text(after)),
+				 errhint("Give a finite interval, for example '5 s'; without a timeout a server waits for ever.")));
+	if (usecs < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("interval timeout must not be negative"),
+				 errdetail("Its value is %s.", interval_text(after)),
+				 errhint("'0' means once the mailbox is drained.")));
+	return usecs == 0 ? WHEN_DRAINED : at;
+}
+
+/*
+ * An activation has ended: what was set before lapses, and what it has set
+ * holds.  Only for who uses it: see DGEN_USES_TIMEOUT().
+ */
+void
+dgen_timeout_settle(DgenActivation *act)
+{
+	DgenServer *server = act->server;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (act->timeout != NULL && act->module->ephemeral)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+				 errmsg("directive \"timeout\" is not allowed in module \"%s\"", act->module->name),
+				 errdetail("The module is ephemeral: its servers live for one message each, and are never idle."),
+				 errhint("Send a message with a delay instead: dgen.send(dgen.self(), ..., delay => ...).")));
+	if (act->module->ephemeral)
+		return;
+	if (server->timeout_at != 0)
+	{
+		server->timeout_at = 0;
+		server->dirty = true;
+	}
+	if (act->timeout == NULL)
+		return;
+	server->timeout_at = deadline(act->timeout, now);
+	server->dirty = true;
+	wake_at(act->module, server, server->timeout_at, now);
+}
+
+/* ---------------------------------------------------------------- waking */
+
+/* Does a message wait in any lane behind this one? */
+static bool
+others_wait(const DgenMessage *msg)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
+	bool		found = false;
+
+	for (int16 priority = -1; priority <= 1 && !found; priority++)
+	{
+		ScanKeyData keys[3];
+		DgenScan   *scan;
+
+		dgen_key_int8(&keys[0], 1, msg->hash, BTEqualStrategyNumber);
+		dgen_key_int2(&keys[1], 2, priority);
+		dgen_key_int8(&keys[2], 3, msg->id + 1, BTGreaterEqualStrategyNumber);
+		scan = dgen_scan_begin(table, DGEN_I_MESSAGE_MAILBOX, NULL, 3, keys);
+		found = dgen_scan_next(scan) != NULL;
+		dgen_scan_end(scan);
+	}
+	dgen_table_close(table);
+	return found;
+}
+
+/*
+ * The server's alarm has come to its turn, and is out of the mailbox.  True:
+ * the server has been idle, and handle_info is to be told.  call_waits: a
+ * caller's request stands behind it.
+ */
+bool
+dgen_timeout_wake(DgenModule *module, DgenServer *server, DgenMessage *msg, bool call_waits)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	/* a dead letter that was requeued: its operator wants it handled */
+	if (msg->timer == 0)
+		return server->active;
+	if (server->timeout_id != msg->timer)
+		return false;
+	dgen_timeout_forget(server, false);
+	if (server->timeout_at == 0)
+		return false;
+	if (server->timeout_at > now ||
+		(server->timeout_at == WHEN_DRAINED && (call_waits || others_wait(msg))))
+	{
+		wake_at(module, server, server->timeout_at, now);
+		return false;
+	}
+	server->timeout_at = 0;
+	return true;
+}
+
+/* The alarm is gone by other means; also: what it was set for. */
+void
+dgen_timeout_forget(DgenServer *server, bool also)
+{
+	server->timeout_id = 0;
+	server->timeout_due = 0;
+	if (also)
+		server->timeout_at = 0;
+	server->dirty = true;
+}
+
+/* An incarnation ends, and its timeout with it. */
+void
+dgen_timeout_stop(DgenServer *server)
+{
+	if (server->timeout_id != 0)
+		delete_alarm(server->timeout_id);
+	if (server->timeout_id != 0 || server->timeout_at != 0)
+		dgen_timeout_forget(server, true);
+}
