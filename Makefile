@@ -3,6 +3,7 @@
 #   make, make install     build and install (PG_CONFIG=... selects the server)
 #   make check             all tests, in private throwaway clusters
 #   make check-long        the tests that take long
+#   make check-versions    all tests on PostgreSQL 17 and 18 (root; downloads two Debians)
 #   make demo, demo-stop   a small ledger on a private throwaway cluster
 #   make bench             the benchmarks, in private throwaway clusters
 #   make dist              the release archive
@@ -17,7 +18,7 @@ top := $(or $(VPATH),$(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST)))))
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(top)/dgen.control)
 
 # Goals that must work before PostgreSQL is installed
-OWN_GOALS = check check-long demo demo-stop bench dist
+OWN_GOALS = check check-long check-versions demo demo-stop bench dist
 
 ifneq (,$(filter $(OWN_GOALS),$(MAKECMDGOALS)))
 
@@ -28,6 +29,9 @@ check:
 
 check-long:
 	@$(top)/test/run long
+
+check-versions:
+	@$(top)/test/versions
 
 demo:
 	@$(top)/examples/ledger/demo start
