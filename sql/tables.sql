@@ -252,3 +252,15 @@ CREATE TABLE dgen.dedup (
 );
 CREATE INDEX dedup_key_idx ON dgen.dedup (server, dedup_key);
 CREATE INDEX dedup_expires_idx ON dgen.dedup (expires_at);
+
+/*
+ * The tombstones that stand, as their servers' rows say.  Every send looks
+ * here, and as long as the table has no page needs to look no farther: so
+ * rows that have expired go, and vacuum comes early.
+ */
+CREATE TABLE dgen.tombstone (
+	server text COLLATE "C" NOT NULL,
+	expires_at timestamptz NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1);
+CREATE INDEX tombstone_server_idx ON dgen.tombstone (server);
+CREATE INDEX tombstone_expires_idx ON dgen.tombstone (expires_at);

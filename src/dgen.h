@@ -305,6 +305,7 @@ typedef enum DgenTableId
 	DGEN_T_REPLY,
 	DGEN_T_DEDUP,
 	DGEN_T_PATCH,
+	DGEN_T_TOMBSTONE,
 	DGEN_NTABLES
 } DgenTableId;
 
@@ -336,7 +337,9 @@ enum
 	DGEN_I_REPLY_KEY = 1,
 	DGEN_I_REPLY_EXPIRES = 2,
 	DGEN_I_DEDUP_KEY = 0,
-	DGEN_I_DEDUP_EXPIRES = 1
+	DGEN_I_DEDUP_EXPIRES = 1,
+	DGEN_I_TOMBSTONE_SERVER = 0,
+	DGEN_I_TOMBSTONE_EXPIRES = 1
 };
 
 /* true if CREATE EXTENSION dgen holds here, with a schema this library knows */
@@ -739,6 +742,7 @@ typedef struct DgenServer
 	TimestampTz started_at;		/* 0: null, as the next two */
 	TimestampTz suspended_at;
 	TimestampTz tombstone_until;
+	TimestampTz tombstone_written;	/* as dgen.tombstone has it */
 	char	   *suspended_by;
 	char	   *stop_reason;
 	char	   *vsn;
@@ -788,8 +792,6 @@ extern DgenServer *dgen_server_read(DgenTable *table, const char *address, int64
 extern void dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck);
 /* raises 40001 where a repeatable snapshot is older than what was just read */
 extern void dgen_server_check_snapshot(DgenServer *server);
-/* OT003 if the server was deleted with a tombstone that still stands */
-extern void dgen_check_tombstone(const DgenAddress *to);
 /* before a change that the end of a subtransaction must be able to undo */
 extern void dgen_server_save(DgenServer *server);
 extern void dgen_server_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
@@ -800,6 +802,12 @@ extern DgenServer *dgen_cache_find(const char *address);
 extern void dgen_cache_store(DgenServer *server);
 extern void dgen_cache_drop(const char *address);
 extern void dgen_cache_trim(void);
+
+/* ------------------------------------------------------------- tombstone.c */
+extern bool dgen_tombstones_exist(void);
+/* OT003 if the server was deleted with a tombstone that still stands */
+extern void dgen_check_tombstone(const DgenAddress *to);
+extern void dgen_tombstone_write(DgenServer *server);	/* own lease held */
 
 /* ----------------------------------------------------------------- state.c */
 extern Jsonb *dgen_state_merge(const char *server, Jsonb *base, int64 base_version,

@@ -113,7 +113,8 @@ static const DueKind due_kinds[] = {
 	{DGEN_T_DELAYED, 1, 2, 500, false, 0, deliver_delayed},
 	{DGEN_T_ATTEMPT, 2, 5, 2000, true, 0, ring_attempt},
 	{DGEN_T_REPLY, 2, 4, 1000, false, 5000, delete_expired},
-	{DGEN_T_DEDUP, 1, 4, 1000, false, 5000, delete_expired}
+	{DGEN_T_DEDUP, 1, 4, 1000, false, 5000, delete_expired},
+	{DGEN_T_TOMBSTONE, 1, 2, 1000, false, 5000, delete_expired}
 };
 
 #define NKINDS lengthof(due_kinds)

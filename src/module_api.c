@@ -677,7 +677,8 @@ static const struct
 	{DGEN_T_ATTEMPT, 1, 2, NULL, true},
 	{DGEN_T_REPLY, 1, 2, NULL},
 	{DGEN_T_DEDUP, 0, 1, NULL},
-	{DGEN_T_PATCH, 0, 1, NULL}
+	{DGEN_T_PATCH, 0, 1, NULL},
+	{DGEN_T_TOMBSTONE, 0, 1, NULL}
 };
 
 /* the leases that one transaction may take without emptying the lock table */

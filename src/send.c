@@ -177,13 +177,26 @@ insert_dedup(DgenTable *table, DgenModule *module, DgenMessage *msg)
 
 /* ---------------------------------------------------------------- one message */
 
+/* checked: the module of an earlier message of the same call, whose rights were checked. */
+static DgenModule *
+check_rights(const DgenAddress *to, DgenMessage *msg, DgenModule *checked)
+{
+	DgenModule *module = checked;
+
+	if (module == NULL || strcmp(module->name, to->module) != 0)
+	{
+		module = dgen_module_get(to->module, false);
+		dgen_module_check_send(module, callback_for(msg->kind));
+	}
+	dgen_check_message(module, to, kind_name(msg->kind), msg->message);
+	return module;
+}
+
 static DgenModule *
 check_send(const DgenAddress *to, DgenMessage *msg)
 {
-	DgenModule *module = dgen_module_get(to->module, false);
+	DgenModule *module = check_rights(to, msg, NULL);
 
-	dgen_module_check_send(module, callback_for(msg->kind));
-	dgen_check_message(module, to, kind_name(msg->kind), msg->message);
 	dgen_check_tombstone(to);
 	return module;
 }
@@ -298,11 +311,21 @@ dgen_send_request(PG_FUNCTION_ARGS)
 
 /* ---------------------------------------------------------------- cast_many */
 
-static JsonbValue *
-field(JsonbContainer *object, const char *name, JsonbValue *v)
+/* what an element of cast_many may have */
+typedef enum ElementKey
 {
-	return getKeyJsonValueFromContainer(object, name, strlen(name), v);
-}
+	KEY_SERVER,
+	KEY_MESSAGE,
+	KEY_DELAY,
+	KEY_EXPIRES,
+	KEY_PRIORITY,
+	KEY_MAX_ATTEMPTS,
+	NKEYS
+} ElementKey;
+
+static const char *const element_keys[NKEYS] = {
+	"server", "message", "delay", "expires", "priority", "max_attempts"
+};
 
 static void
 bad_element(int i, const char *problem)
@@ -314,42 +337,39 @@ bad_element(int i, const char *problem)
 			 errhint("Each element is an object like {\"server\": \"counter/home\", \"message\": {...}}, with \"delay\", \"expires\", \"priority\" and \"max_attempts\" if wanted.")));
 }
 
-static int64
-interval_field(JsonbContainer *object, const char *name, int i, bool *found)
+/* The value of a key that is there and not null. */
+static bool
+has_value(JsonbValue *values, bool *given, ElementKey key)
 {
-	JsonbValue	v;
+	return given[key] && values[key].type != jbvNull;
+}
+
+static int64
+interval_value(JsonbValue *v, const char *name, int i)
+{
 	int64		usecs;
 
-	*found = false;
-	if (field(object, name, &v) == NULL || v.type == jbvNull)
-		return 0;
-	if (v.type != jbvString)
+	if (v->type != jbvString)
 		bad_element(i, psprintf("\"%s\" must be an interval as a string.", name));
 	if (!dgen_interval_usecs(DatumGetIntervalP(DirectFunctionCall3(interval_in,
-																   CStringGetDatum(pnstrdup(v.val.string.val, v.val.string.len)),
+																   CStringGetDatum(pnstrdup(v->val.string.val, v->val.string.len)),
 																   ObjectIdGetDatum(InvalidOid),
 																   Int32GetDatum(-1))),
 							 &usecs) || usecs < 0)
 		bad_element(i, psprintf("\"%s\" must be a finite, positive interval.", name));
-	*found = true;
 	return usecs;
 }
 
 static int64
-integer_field(JsonbContainer *object, const char *name, int i, bool *found)
+integer_value(JsonbValue *v, const char *name, int i)
 {
-	JsonbValue	v;
 	char	   *text;
 	char	   *end;
 	int64		number;
 
-	*found = false;
-	if (field(object, name, &v) == NULL || v.type == jbvNull)
-		return 0;
-	if (v.type != jbvNumeric)
+	if (v->type != jbvNumeric)
 		bad_element(i, psprintf("\"%s\" must be an integer.", name));
-	*found = true;
-	text = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(v.val.numeric)));
+	text = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(v->val.numeric)));
 	errno = 0;
 	number = strtol(text, &end, 10);
 	if (*end != '\0' || errno != 0)
@@ -358,63 +378,80 @@ integer_field(JsonbContainer *object, const char *name, int i, bool *found)
 }
 
 /* A misspelt key would else be a setting that nobody heeds. */
-static void
-check_keys(JsonbContainer *object, int i)
+static ElementKey
+element_key(JsonbValue *key, int i)
 {
-	static const char *const known[] = {"server", "message", "delay", "expires",
-	"priority", "max_attempts"};
+	for (ElementKey k = 0; k < NKEYS; k++)
+	{
+		if (key->val.string.len == (int) strlen(element_keys[k]) &&
+			memcmp(key->val.string.val, element_keys[k], key->val.string.len) == 0)
+			return k;
+	}
+	bad_element(i, psprintf("It has an unknown key \"%.*s\".",
+							key->val.string.len, key->val.string.val));
+	return NKEYS;				/* not reached */
+}
+
+/* Take one element apart. */
+static void
+read_element(JsonbContainer *object, int i, JsonbValue *values, bool *given)
+{
 	JsonbIterator *it = JsonbIteratorInit(object);
 	JsonbValue	v;
 	JsonbIteratorToken token;
 
+	memset(given, 0, NKEYS * sizeof(bool));
 	while ((token = JsonbIteratorNext(&it, &v, true)) != WJB_DONE)
 	{
-		bool		found = false;
+		ElementKey	key;
 
 		if (token != WJB_KEY)
 			continue;
-		for (int k = 0; k < lengthof(known); k++)
-			found |= v.val.string.len == (int) strlen(known[k]) &&
-				memcmp(v.val.string.val, known[k], v.val.string.len) == 0;
-		if (!found)
-			bad_element(i, psprintf("It has an unknown key \"%.*s\".",
-									v.val.string.len, v.val.string.val));
+		key = element_key(&v, i);
+		(void) JsonbIteratorNext(&it, &values[key], true);
+		given[key] = true;
 	}
+	if (!given[KEY_SERVER] || values[KEY_SERVER].type != jbvString)
+		bad_element(i, "It has no string \"server\".");
+	if (!given[KEY_MESSAGE])
+		bad_element(i, "It has no \"message\".");
 }
 
-/* One element of cast_many: its address and its message. */
+/*
+ * One element of cast_many: its address and its message, which has what all
+ * messages of this statement have in common already.
+ */
 static void
 parse_element(JsonbValue *element, int i, DgenAddress *to, DgenMessage *msg)
 {
-	JsonbContainer *object = element->type == jbvBinary ? element->val.binary.data : NULL;
-	JsonbValue	server;
-	JsonbValue	message;
+	JsonbValue	values[NKEYS];
+	bool		given[NKEYS];
 	int64		number;
-	bool		found;
 
-	if (object == NULL || !JsonContainerIsObject(object))
+	if (element->type != jbvBinary || !JsonContainerIsObject(element->val.binary.data))
 		bad_element(i, "It is not an object.");
-	if (field(object, "server", &server) == NULL || server.type != jbvString)
-		bad_element(i, "It has no string \"server\".");
-	if (field(object, "message", &message) == NULL)
-		bad_element(i, "It has no \"message\".");
-	check_keys(object, i);
-	dgen_address_parse(server.val.string.val, server.val.string.len, to);
-	dgen_message_init(msg, to, 'c', JsonbValueToJsonb(&message));
-	number = interval_field(object, "delay", i, &found);
-	if (found && number > 0)
-		msg->due_at = msg->sent_at + number;
-	number = interval_field(object, "expires", i, &found);
-	if (found && number == 0)
-		bad_element(i, "\"expires\" must be greater than zero.");
-	if (found)
+	read_element(element->val.binary.data, i, values, given);
+	dgen_address_parse(values[KEY_SERVER].val.string.val, values[KEY_SERVER].val.string.len, to);
+	msg->server = to->text;
+	msg->hash = to->hash;
+	msg->message = JsonbValueToJsonb(&values[KEY_MESSAGE]);
+	if (has_value(values, given, KEY_DELAY))
+	{
+		number = interval_value(&values[KEY_DELAY], "delay", i);
+		msg->due_at = number > 0 ? msg->sent_at + number : 0;
+	}
+	if (has_value(values, given, KEY_EXPIRES))
+	{
+		number = interval_value(&values[KEY_EXPIRES], "expires", i);
+		if (number == 0)
+			bad_element(i, "\"expires\" must be greater than zero.");
 		msg->expires_at = msg->sent_at + number;
-	number = integer_field(object, "priority", i, &found);
-	if (found)
-		msg->priority = check_priority(number);
-	number = integer_field(object, "max_attempts", i, &found);
-	if (found)
-		msg->max_attempts = check_max_attempts(number);
+	}
+	if (has_value(values, given, KEY_PRIORITY))
+		msg->priority = check_priority(integer_value(&values[KEY_PRIORITY], "priority", i));
+	if (has_value(values, given, KEY_MAX_ATTEMPTS))
+		msg->max_attempts = check_max_attempts(integer_value(&values[KEY_MAX_ATTEMPTS],
+															 "max_attempts", i));
 }
 
 PG_FUNCTION_INFO_V1(dgen_cast_many);
@@ -431,6 +468,8 @@ dgen_cast_many(PG_FUNCTION_ARGS)
 	DgenAddress *addresses;
 	DgenMessage *msgs;
 	DgenModule **modules;
+	DgenMessage common;
+	bool		tombstones = dgen_tombstones_exist();
 	Datum	   *ids;
 
 	check_may_send();
@@ -440,17 +479,18 @@ dgen_cast_many(PG_FUNCTION_ARGS)
 				 errmsg("messages must be a jsonb array"),
 				 errhint("For example '[{\"server\": \"counter/home\", \"message\": 1}]'.")));
 	n = JB_ROOT_COUNT(list);
-	addresses = palloc(Max(n, 1) * sizeof(DgenAddress));
+	addresses = palloc0(Max(n, 1) * sizeof(DgenAddress));
 	msgs = palloc(Max(n, 1) * sizeof(DgenMessage));
 	modules = palloc(Max(n, 1) * sizeof(DgenModule *));
 	ids = palloc(Max(n, 1) * sizeof(Datum));
+	dgen_message_init(&common, &addresses[0], 'c', NULL);
 	for (int i = 0; i < n; i++)
 	{
+		msgs[i] = common;
 		parse_element(getIthJsonbValueFromContainer(&list->root, i), i, &addresses[i], &msgs[i]);
-		modules[i] = i > 0 && strcmp(addresses[i].module, addresses[i - 1].module) == 0 &&
-			strcmp(addresses[i].text, addresses[i - 1].text) == 0 &&
-			!modules[i - 1]->callbacks[DGEN_ACCEPT].present ? modules[i - 1] :
-			check_send(&addresses[i], &msgs[i]);
+		modules[i] = check_rights(&addresses[i], &msgs[i], i > 0 ? modules[i - 1] : NULL);
+		if (tombstones)
+			dgen_check_tombstone(&addresses[i]);
 	}
 	/* runs of one module go in together */
 	for (int i = 0, run; i < n; i += run)

@@ -158,6 +158,7 @@ deform_server(HeapTuple tuple, TupleDesc desc, DgenServer *server, Snapshot snap
 	server->suspended_at = time_col(values, nulls, COL_SUSPENDED_AT);
 	server->suspended = server->suspended_at != 0;
 	server->tombstone_until = time_col(values, nulls, COL_TOMBSTONE_UNTIL);
+	server->tombstone_written = server->tombstone_until;
 	server->suspended_by = text_col(values, nulls, COL_SUSPENDED_BY);
 	server->stop_reason = text_col(values, nulls, COL_STOP_REASON);
 	server->vsn = text_col(values, nulls, COL_VSN);
@@ -358,6 +359,7 @@ dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck)
 	if (!server->dirty)
 		return;
 	server->dirty = false;
+	dgen_tombstone_write(server);
 	if (server->erased)
 	{
 		bool		isnull;
@@ -457,34 +459,6 @@ void
 dgen_server_xact_end(void)
 {
 	saved = NIL;
-}
-
-/* ---------------------------------------------------------------- tombstones */
-
-void
-dgen_check_tombstone(const DgenAddress *to)
-{
-	DgenTable  *table = dgen_table_open(DGEN_T_SERVER, AccessShareLock);
-	ScanKeyData key;
-	DgenScan   *scan;
-	HeapTuple	tuple;
-	TimestampTz until = 0;
-	bool		isnull = true;
-
-	dgen_key_text(&key, 1, to->text);
-	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
-	tuple = dgen_scan_next(scan);
-	if (tuple != NULL)
-		until = DatumGetTimestampTz(heap_getattr(tuple, COL_TOMBSTONE_UNTIL + 1,
-												 RelationGetDescr(table->rel), &isnull));
-	dgen_scan_end(scan);
-	dgen_table_close(table);
-	if (!isnull && until > GetCurrentTimestamp())
-		ereport(ERROR,
-				(errcode(ERRCODE_DGEN_NO_SERVER),
-				 errmsg("server \"%s\" was deleted", to->text),
-				 errdetail("Its tombstone stands until %s.", timestamptz_to_str(until)),
-				 errhint("Start it anew by dgen.start('%s').", to->text)));
 }
 
 /* ---------------------------------------------------------------- cache */

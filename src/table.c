@@ -42,7 +42,7 @@
 
 static const char *const table_names[DGEN_NTABLES] = {
 	"installation", "adoption", "module", "server", "message", "delayed",
-	"attempt", "letter", "reply", "dedup", "patch"
+	"attempt", "letter", "reply", "dedup", "patch", "tombstone"
 };
 
 /*
@@ -60,7 +60,8 @@ static const AttrNumber index_specs[DGEN_NTABLES][MAX_SPECS][3] = {
 	[DGEN_T_LETTER] = {{1}, {9, 1}, {19}},
 	[DGEN_T_REPLY] = {{1}, {2, 6}, {4}},
 	[DGEN_T_DEDUP] = {{1, 2}, {4}},
-	[DGEN_T_PATCH] = {{1, 2}}
+	[DGEN_T_PATCH] = {{1, 2}},
+	[DGEN_T_TOMBSTONE] = {{1}, {2}}
 };
 
 /* how many columns of each table this library knows; a later version may add some */
@@ -75,8 +76,12 @@ static const int column_counts[DGEN_NTABLES] = {
 	[DGEN_T_LETTER] = 22,
 	[DGEN_T_REPLY] = 9,
 	[DGEN_T_DEDUP] = 4,
-	[DGEN_T_PATCH] = 3
+	[DGEN_T_PATCH] = 3,
+	[DGEN_T_TOMBSTONE] = 2
 };
+
+/* rows that go into the table together, some pages of them */
+#define INSERT_RUN 256
 
 /* OIDs, forgotten when pg_namespace or a relation changes */
 static Oid	table_oids[DGEN_NTABLES];
@@ -345,25 +350,39 @@ dgen_table_insert(DgenTable *table, Datum *values, bool *nulls, ItemPointer tid)
 	ExecDropSingleTupleTableSlot(slot);
 }
 
-/* Insert many formed rows at once, which saves WAL and buffer locks. */
-void
-dgen_table_insert_many(DgenTable *table, int n, HeapTuple *tuples)
+/* Insert a run of formed rows through slots that are there already. */
+static void
+insert_run(DgenTable *table, int n, HeapTuple *tuples, TupleTableSlot **slots)
 {
-	TupleTableSlot **slots = palloc(n * sizeof(TupleTableSlot *));
-
 	for (int i = 0; i < n; i++)
 	{
-		slots[i] = MakeSingleTupleTableSlot(RelationGetDescr(table->rel), &TTSOpsHeapTuple);
 		ExecStoreHeapTuple(tuples[i], slots[i], false);
 		slots[i]->tts_tableOid = RelationGetRelid(table->rel);
 	}
 	table_multi_insert(table->rel, slots, n, GetCurrentCommandId(true), 0, NULL);
 	for (int i = 0; i < n; i++)
-	{
 		insert_index_entries(table, slots[i], false);
+}
+
+/*
+ * Insert many formed rows at once, which saves WAL and buffer locks.  The
+ * slots have a row type that is not counted: each would else be remembered in
+ * a resource owner, which is slow with many.
+ */
+void
+dgen_table_insert_many(DgenTable *table, int n, HeapTuple *tuples)
+{
+	TupleDesc	desc = CreateTupleDescCopy(RelationGetDescr(table->rel));
+	TupleTableSlot *slots[INSERT_RUN];
+	int			nslots = Min(n, INSERT_RUN);
+
+	for (int i = 0; i < nslots; i++)
+		slots[i] = MakeSingleTupleTableSlot(desc, &TTSOpsHeapTuple);
+	for (int i = 0; i < n; i += INSERT_RUN)
+		insert_run(table, Min(n - i, INSERT_RUN), tuples + i, slots);
+	for (int i = 0; i < nslots; i++)
 		ExecDropSingleTupleTableSlot(slots[i]);
-	}
-	pfree(slots);
+	FreeTupleDesc(desc);
 }
 
 /*

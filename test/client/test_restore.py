@@ -39,7 +39,8 @@ CREATE FUNCTION m.handle_cast(message jsonb, state jsonb) RETURNS jsonb
 LANGUAGE plpgsql AS $$ BEGIN RETURN m.act(message, state); END $$;
 SELECT dgen.create_module('m', isolation => 'read committed', backoff_initial => '1 h', backoff_max => '1 h');
 """
-TABLES = ("module", "server", "message", "delayed", "attempt", "letter", "reply", "dedup")
+TABLES = ("module", "server", "message", "delayed", "attempt", "letter", "reply", "dedup",
+          "tombstone")
 
 
 def contents(conn):

@@ -257,7 +257,21 @@ SELECT pg_temp.error($$SELECT dgen.invoke('servers/args', '{}')$$);
 ROLLBACK;
 SELECT pg_temp.try($$SELECT dgen.delete('servers/args', '0 s')$$);
 SELECT pg_temp.error($$SELECT dgen.delete('servers/args', '-1 s')$$);
--- start is stronger
+-- start is stronger, and delete without one
+SELECT dgen.start('servers/args');
+SELECT dgen.cancel(dgen.cast('servers/args', '1'));
+SELECT dgen.delete('servers/args', tombstone => '1 h');
+SELECT dgen.delete('servers/args', tombstone => '2 h');
+SELECT pg_temp.error($$SELECT dgen.cast('servers/args', '1')$$);
+SELECT dgen.delete('servers/args');
+SELECT dgen.cancel(dgen.cast('servers/args', '1'));
+BEGIN;
+SAVEPOINT a;
+SELECT dgen.delete('servers/args', tombstone => '1 h');
+SELECT pg_temp.error($$SELECT dgen.cast('servers/args', '1')$$);
+ROLLBACK TO a;
+SELECT dgen.cancel(dgen.cast('servers/args', '1'));
+ROLLBACK;
 SELECT dgen.start('servers/args');
 SELECT dgen.call('servers/args', '{}');
 SELECT dgen.delete('servers/args', tombstone => '10 ms');
