@@ -178,6 +178,31 @@ CREATE INDEX delayed_due_idx ON dgen.delayed (due_at);
 CREATE INDEX delayed_server_idx ON dgen.delayed (server);
 
 /*
+ * Timers that have a name or recur, by server and name: which message may come
+ * of each is decided here.  A name that begins with '$' is the engine's, of one
+ * that recurs without a name '$every:' and its id.  due_at: of the occurrence
+ * that is next or under way, which is number "occurrence" from start_at, number
+ * 0, on.  on_miss: 'o' fire_once, 'c' catch_up, 's' skip.  every and what
+ * follows are null for one that goes off once.
+ */
+CREATE TABLE dgen.timer (
+	server text COLLATE "C" NOT NULL,
+	name text COLLATE "C" NOT NULL,
+	id bigint NOT NULL,					-- as dgen.message.timer has it
+	incarnation bigint,					-- it ends with this one; null: with none
+	due_at timestamptz NOT NULL,
+	sender_role text COLLATE "C" NOT NULL,
+	every interval,
+	start_at timestamptz,
+	time_zone text COLLATE "C",
+	on_miss "char",
+	occurrence bigint,
+	PRIMARY KEY (server, name)
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000,
+	autovacuum_vacuum_cost_delay = 0);
+CREATE UNIQUE INDEX timer_id_idx ON dgen.timer (id);
+
+/*
  * Messages that failed and will be tried again.  held: by a fault of the
  * environment, since when, and how often it was held; attempts counts the
  * others.

@@ -163,6 +163,8 @@ dgen_activation_stop(DgenModule *module, DgenServer *server, const char *reason)
 	server->stop_reason = pstrdup(reason);
 	server->dirty = true;
 	dgen_timeout_stop(server);
+	if (!module->ephemeral)
+		dgen_timer_stop(server, module->delete_on_stop);
 	if (module->delete_on_stop || module->ephemeral)
 	{
 		server->state = NULL;

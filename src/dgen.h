@@ -306,6 +306,7 @@ typedef enum DgenTableId
 	DGEN_T_DEDUP,
 	DGEN_T_PATCH,
 	DGEN_T_TOMBSTONE,
+	DGEN_T_TIMER,
 	DGEN_NTABLES
 } DgenTableId;
 
@@ -339,7 +340,8 @@ enum
 	DGEN_I_DEDUP_KEY = 0,
 	DGEN_I_DEDUP_EXPIRES = 1,
 	DGEN_I_TOMBSTONE_SERVER = 0,
-	DGEN_I_TOMBSTONE_EXPIRES = 1
+	DGEN_I_TOMBSTONE_EXPIRES = 1,
+	DGEN_I_TIMER_ID = 1
 };
 
 /* true if CREATE EXTENSION dgen holds here, with a schema this library knows */
@@ -362,6 +364,8 @@ extern void dgen_table_insert_many(DgenTable *table, int n, HeapTuple *tuples);
 extern TM_Result dgen_table_update(DgenTable *table, ItemPointer tid, Snapshot crosscheck,
 								   Datum *values, bool *nulls, ItemPointer newtid);
 extern TM_Result dgen_table_delete(DgenTable *table, ItemPointer tid);
+/* locks the row for who is about to delete it, without waiting */
+extern TM_Result dgen_table_lock(DgenTable *table, ItemPointer tid);
 /* waits for a transaction in the way, then deletes; false if it is gone */
 extern bool dgen_table_delete_wait(DgenTable *table, ItemPointer tid);
 
@@ -958,6 +962,33 @@ extern bool dgen_timeout_wake(DgenModule *module, DgenServer *server, DgenMessag
 							  bool call_waits);
 extern void dgen_timeout_forget(DgenServer *server, bool also);
 extern void dgen_timeout_stop(DgenServer *server);	/* an incarnation ends */
+
+/* ----------------------------------------------------------------- timer.c
+ *
+ * Timers that have a name or recur.  The first two are the engine's own, on
+ * names that begin with '$', which users cannot have: under the server's
+ * lease, for its present incarnation, with which they end.  The message comes
+ * as it is to handle_info, of kind DGEN_KIND_TIMER, which nobody can forge;
+ * due in the past: at once, behind all that waits.  A set replaces what there
+ * was of that name: once it commits, the old one never comes.
+ */
+extern void dgen_timer_set(DgenModule *module, DgenServer *server, const char *name,
+						   TimestampTz due, Jsonb *message);
+extern bool dgen_timer_cancel(DgenServer *server, const char *name);	/* false: there is none */
+
+typedef enum DgenClaim
+{
+	DGEN_CLAIM_TAKEN,			/* go on; also: the message is not of a timer */
+	DGEN_CLAIM_GONE,			/* cancelled or replaced: drop the message */
+	DGEN_CLAIM_BUSY				/* is being so: look again later */
+} DgenClaim;
+
+struct DgenTimer;
+extern bool dgen_timer_is_behind(const DgenMessage *msg);
+extern DgenClaim dgen_timer_claim(const DgenMessage *msg, bool wait, struct DgenTimer **timer);
+extern bool dgen_timer_go_on(DgenModule *module, const DgenMessage *msg, struct DgenTimer *timer);
+extern void dgen_timer_ended(DgenModule *module, const DgenMessage *msg);
+extern void dgen_timer_stop(DgenServer *server, bool forgotten);	/* an incarnation ends */
 
 /* ------------------------------------------------------------ attributes.c
  *

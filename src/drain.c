@@ -85,12 +85,18 @@ finish_message(DgenActivation *act, DgenMessage *msg)
 		dgen_deferred_request(act->module, msg);
 }
 
-/* As of a worker's: is it still to be handled? */
+/* As a worker does: take it out of its table; false: it is not to be handled. */
 static bool
-is_current(DgenModule *module, DgenServer *server, DgenMessage *msg)
+take_current(DgenModule *module, DgenServer *server, DgenMessage *msg)
 {
-	return dgen_message_is_for(msg, server) &&
-		(msg->kind != DGEN_KIND_TIMEOUT || dgen_timeout_wake(module, server, msg, false));
+	struct DgenTimer *timer;
+
+	if (!take_message(msg) || dgen_timer_claim(msg, true, &timer) != DGEN_CLAIM_TAKEN ||
+		msg->expires_at <= GetCurrentTimestamp() || !dgen_message_is_for(msg, server))
+		return false;
+	if (msg->kind == DGEN_KIND_TIMEOUT)
+		return dgen_timeout_wake(module, server, msg, false);
+	return dgen_timer_go_on(module, msg, timer);
 }
 
 /*
@@ -110,8 +116,7 @@ dgen_handle_now(DgenModule *module, DgenMessage *msg)
 	else
 		dgen_server_save(server);
 	dgen_server_check_snapshot(server);
-	if (take_message(msg) && msg->expires_at > GetCurrentTimestamp() &&
-		is_current(module, server, msg))
+	if (take_current(module, server, msg))
 	{
 		handled = true;
 		fill_activation(&act, module, msg);

@@ -246,7 +246,7 @@ bury(DgenModule *module, DgenServer *server, DgenTable *messages, DgenTable *att
 	delete_attempt(attempts, a);
 	if (msg->kind == DGEN_KIND_TIMEOUT && server->timeout_id == msg->timer)
 		dgen_timeout_forget(server, true);
-	CommandCounterIncrement();
+	dgen_timer_ended(module, msg);
 	insert_letter(msg, a->attempts, error);
 	if (msg->kind == 'r')
 		dgen_request_reply(module, msg, NULL, dgen_error_to_jsonb(error));

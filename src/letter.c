@@ -331,6 +331,7 @@ end_message(DgenModule *module, DgenTable *table, DgenMessage *msg)
 {
 	if (!dgen_table_delete_wait(table, &msg->tid))
 		return false;
+	dgen_timer_ended(module, msg);
 	CommandCounterIncrement();
 	if (msg->kind == 'r')
 		dgen_request_reply(module, msg, NULL,
@@ -483,6 +484,7 @@ static const struct
 	int			skip;			/* of dgen_message_deform() */
 	bool		effects;		/* what the stream of effects has */
 }			parts[] = {
+	{DGEN_T_TIMER, DGEN_I_PKEY, 1, false, 0},
 	{DGEN_T_DELAYED, DGEN_I_DELAYED_SERVER, 10, true, 1},
 	{DGEN_T_MESSAGE, DGEN_I_MESSAGE_MAILBOX, 9, true, 0},
 	{DGEN_T_MESSAGE, DGEN_I_MESSAGE_MAILBOX, 9, true, 0, true},

@@ -156,6 +156,17 @@ fill_activation(Batch *b, BatchItem *item, DgenActivation *act)
 	}
 }
 
+/* Somebody is about to end the message, and may not: the server waits for that. */
+static void
+put_off(Batch *b, BatchItem *item)
+{
+	BatchLease *lease = &b->leases[item->lease];
+
+	lease->low = Min(lease->low, item->msg->id);
+	lease->park_until = GetCurrentTimestamp() + 10000;
+	b->servers[item->server].blocked = true;
+}
+
 /*
  * Take the message out of the mailbox.  False: somebody else has, or is about
  * to (dgen.cancel()); in the second case the server waits for that to end.
@@ -172,9 +183,7 @@ consume_message(Batch *b, BatchItem *item)
 			lease->consumed++;
 			return true;
 		case TM_BeingModified:
-			lease->low = Min(lease->low, item->msg->id);
-			lease->park_until = GetCurrentTimestamp() + 10000;
-			b->servers[item->server].blocked = true;
+			put_off(b, item);
 			return false;
 		default:
 			return false;
@@ -319,14 +328,60 @@ call_waits(Batch *b, int lease)
  * stands.
  */
 static bool
-is_current(Batch *b, BatchItem *item)
+is_current(Batch *b, BatchItem *item, struct DgenTimer *timer)
 {
 	DgenServer *server = b->servers[item->server].server;
 
 	if (!dgen_message_is_for(item->msg, server))
 		return false;
-	return item->msg->kind != DGEN_KIND_TIMEOUT ||
-		dgen_timeout_wake(b->module, server, item->msg, call_waits(b, item->lease));
+	if (item->msg->kind == DGEN_KIND_TIMEOUT)
+		return dgen_timeout_wake(b->module, server, item->msg, call_waits(b, item->lease));
+	return dgen_timer_go_on(b->module, item->msg, timer);
+}
+
+/*
+ * Take the message out of the mailbox, and its timer, if it comes of one;
+ * false: there is nothing to handle.
+ */
+static bool
+take_message(Batch *b, BatchItem *item)
+{
+	struct DgenTimer *timer = NULL;
+	DgenClaim	claim = DGEN_CLAIM_TAKEN;
+
+	if (dgen_timer_is_behind(item->msg))
+	{
+		/* the message first, so that it is not taken back for want of its timer */
+		switch (dgen_table_lock(b->messages, &item->msg->tid))
+		{
+			case TM_Ok:
+				claim = dgen_timer_claim(item->msg, false, &timer);
+				break;
+			case TM_WouldBlock:
+			case TM_BeingModified:
+				claim = DGEN_CLAIM_BUSY;
+				break;
+			default:
+				return false;
+		}
+	}
+	if (claim == DGEN_CLAIM_BUSY)
+	{
+		put_off(b, item);
+		return false;
+	}
+	if (!consume_message(b, item) || claim == DGEN_CLAIM_GONE)
+		return false;
+	if (item->msg->expires_at <= GetCurrentTimestamp())
+	{
+		DgenError	err = {ERRCODE_DGEN_TIMEOUT, "request expired before it was handled",
+			"It did not happen.", "Send it again, with a longer expires."};
+
+		if (item->msg->kind == 'r')
+			dgen_request_reply(b->module, item->msg, NULL, dgen_error_to_jsonb(&err));
+		return false;
+	}
+	return is_current(b, item, timer);
 }
 
 /* Is there anything to run?  Ends what has expired, been cancelled or answered. */
@@ -343,20 +398,7 @@ begin_item(Batch *b, BatchItem *item)
 		return false;
 	}
 	if (item->msg != NULL)
-	{
-		if (!consume_message(b, item))
-			return false;
-		if (item->msg->expires_at <= GetCurrentTimestamp())
-		{
-			DgenError	err = {ERRCODE_DGEN_TIMEOUT, "request expired before it was handled",
-				"It did not happen.", "Send it again, with a longer expires."};
-
-			if (item->msg->kind == 'r')
-				dgen_request_reply(b->module, item->msg, NULL, dgen_error_to_jsonb(&err));
-			return false;
-		}
-		return is_current(b, item);
-	}
+		return take_message(b, item);
 	if (!dgen_call_begin(b->calls[item->call].call))
 	{
 		b->calls[item->call].answered = true;

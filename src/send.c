@@ -558,6 +558,7 @@ cancel_in(DgenTableId id, int skip, int64 message_id)
 	if (found)
 	{
 		CommandCounterIncrement();
+		dgen_timer_ended(dgen_module_of(msg.server), &msg);
 		dgen_attempt_delete(message_id);
 		dgen_notify_at_commit(DGEN_WAIT_REPLY, message_id);
 		if (skip == 0)

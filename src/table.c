@@ -42,7 +42,7 @@
 
 static const char *const table_names[DGEN_NTABLES] = {
 	"installation", "adoption", "module", "server", "message", "delayed",
-	"attempt", "letter", "reply", "dedup", "patch", "tombstone"
+	"attempt", "letter", "reply", "dedup", "patch", "tombstone", "timer"
 };
 
 /*
@@ -61,7 +61,8 @@ static const AttrNumber index_specs[DGEN_NTABLES][MAX_SPECS][3] = {
 	[DGEN_T_REPLY] = {{1}, {2, 6}, {4}},
 	[DGEN_T_DEDUP] = {{1, 2}, {4}},
 	[DGEN_T_PATCH] = {{1, 2}},
-	[DGEN_T_TOMBSTONE] = {{1}, {2}}
+	[DGEN_T_TOMBSTONE] = {{1}, {2}},
+	[DGEN_T_TIMER] = {{1, 2}, {3}}
 };
 
 /* how many columns of each table this library knows; a later version may add some */
@@ -77,7 +78,8 @@ static const int column_counts[DGEN_NTABLES] = {
 	[DGEN_T_REPLY] = 9,
 	[DGEN_T_DEDUP] = 4,
 	[DGEN_T_PATCH] = 3,
-	[DGEN_T_TOMBSTONE] = 2
+	[DGEN_T_TOMBSTONE] = 2,
+	[DGEN_T_TIMER] = 11
 };
 
 /* rows that go into the table together, some pages of them */
@@ -423,6 +425,20 @@ dgen_table_delete(DgenTable *table, ItemPointer tid)
 
 	return table_tuple_delete(table->rel, tid, GetCurrentCommandId(true),
 							  InvalidSnapshot, InvalidSnapshot, false, &tmfd, false);
+}
+
+/* Lock the row at tid against all others, without waiting; see dgen_table_update(). */
+TM_Result
+dgen_table_lock(DgenTable *table, ItemPointer tid)
+{
+	TupleTableSlot *slot = table_slot_create(table->rel, NULL);
+	TM_FailureData tmfd;
+	TM_Result	result;
+
+	result = table_tuple_lock(table->rel, tid, InvalidSnapshot, slot, GetCurrentCommandId(true),
+							  LockTupleExclusive, LockWaitSkip, 0, &tmfd);
+	ExecDropSingleTupleTableSlot(slot);
+	return result;
 }
 
 /*
