@@ -13,6 +13,7 @@
 #include "dgen.h"
 
 #include "commands/trigger.h"
+#include "utils/memutils.h"
 
 #define STATE_WARN_SIZE (1024 * 1024)
 
@@ -119,13 +120,16 @@ dgen_activation_start(DgenActivation *act, Jsonb *args)
 	DgenServer *server = act->server;
 	Jsonb	   *state;
 
+	if (act->module->vsn != NULL)
+		dgen_migration_module(act);
 	server->active = true;
 	server->erased = false;
 	server->incarnation++;
 	server->started_at = GetCurrentTimestamp();
 	server->stop_reason = NULL;
 	server->tombstone_until = 0;
-	server->vsn = act->module->vsn;
+	server->vsn = act->module->vsn ?
+		MemoryContextStrdup(GetMemoryChunkContext(server), act->module->vsn) : NULL;
 	server->dirty = true;
 	if (act->module->callbacks[DGEN_INIT].present || act->module->callbacks[DGEN_INIT].fault)
 	{
@@ -196,6 +200,12 @@ dgen_activation_run(DgenActivation *act)
 		}
 		dgen_activation_start(act, NULL);
 	}
+	else if (module->vsn != NULL)
+	{
+		dgen_migration_module(act);
+		dgen_migrate_server(act);
+	}
+	module = act->module;
 
 	/* as in OTP, a server need not care for infos */
 	if (act->callback == DGEN_HANDLE_INFO &&

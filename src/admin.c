@@ -699,7 +699,10 @@ check_version(DgenServer *server, int64 expected)
 			 errhint("Read state and version again from dgen.servers, and decide anew.")));
 }
 
-/* Set the state after what a handler's state is put to: size, validate. */
+/*
+ * Set the state after what a handler's state is put to: size, validate.  It is
+ * one of the present code, whatever the one before was of.
+ */
 static void
 set_state(DgenModule *module, DgenServer *server, Jsonb *state)
 {
@@ -714,6 +717,11 @@ set_state(DgenModule *module, DgenServer *server, Jsonb *state)
 	PG_TRY();
 	{
 		dgen_activation_set_state(&act, state);
+		if (dgen_migration_due(module, server))
+		{
+			server->vsn = server_string(server, module->vsn);
+			server->dirty = true;
+		}
 	}
 	PG_FINALLY();
 	{

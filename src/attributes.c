@@ -376,7 +376,9 @@ dgen_attributes_fill(DgenModule *module)
 											  dgen_address_hash(address, strlen(address)), NULL);
 
 		CHECK_FOR_INTERRUPTS();
-		changed += write_row(&w, server, run_callback(module, server, DGEN_AS_OWNER));
+		/* what the callback is not made for keeps the row that it has */
+		if (!dgen_migration_pending(module, server))
+			changed += write_row(&w, server, run_callback(module, server, DGEN_AS_OWNER));
 		/* the scan has memory of its own, in the other context */
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(mcxt);

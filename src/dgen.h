@@ -990,6 +990,18 @@ extern bool dgen_timer_go_on(DgenModule *module, const DgenMessage *msg, struct 
 extern void dgen_timer_ended(DgenModule *module, const DgenMessage *msg);
 extern void dgen_timer_stop(DgenServer *server, bool forgotten);	/* an incarnation ends */
 
+/* --------------------------------------------------------------- migrate.c
+ *
+ * Code and states of different vsns.
+ */
+extern bool dgen_migration_due(const DgenModule *module, const DgenServer *server);
+extern bool dgen_migration_pending(const DgenModule *module, const DgenServer *server);
+extern void dgen_migration_module(DgenActivation *act); /* may replace act->module */
+extern void dgen_migrate_server(DgenActivation *act);
+extern Jsonb *dgen_migrated_state(DgenModule *module, DgenServer *server);
+extern Size dgen_migration_size(void);
+extern void dgen_migration_init(void *place, bool found);
+
 /* ------------------------------------------------------------ attributes.c
  *
  * The indexed part of the states, in one table a module: see its header.

@@ -452,7 +452,7 @@ enter(DgenScope *what, DgenCallbackKind kind, DgenIdentity identity, Surrounding
 	scope->up = dgen_scope;
 	scope->subid = GetCurrentSubTransactionId();
 	scope->callback = kind;
-	scope->readonly = is_readonly(kind) || (dgen_scope && dgen_scope->readonly);
+	scope->readonly = what->readonly || is_readonly(kind) || (dgen_scope && dgen_scope->readonly);
 	scope->said = NIL;
 	if (scope->now == 0)
 		scope->now = GetCurrentTimestamp();

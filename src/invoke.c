@@ -347,7 +347,8 @@ dgen_query(PG_FUNCTION_ARGS)
 	dgen_address_arg(fcinfo, 0, &to);
 	module = dgen_module_get(to.module, false);
 	dgen_module_check_send(module, DGEN_HANDLE_QUERY);
-	args[1].value = JsonbPGetDatum(dgen_read_state(&to, &server));
+	(void) dgen_read_state(&to, &server);
+	args[1].value = JsonbPGetDatum(dgen_migrated_state(module, &server));
 	args[0].value = JsonbPGetDatum(query);
 	args[0].isnull = args[1].isnull = false;
 	scope.module = module;

@@ -534,6 +534,7 @@ dgen_run_items(Batch *b)
 	if (!company)
 		ResetSequenceCaches();
 	PushActiveSnapshot(GetTransactionSnapshot());
+	dgen_waitpoint_reach("dgen-before-handlers");
 	b->running = true;
 	dgen_worker_arm(company ? DGEN_BATCH_USECS / 1000 : b->timeout_ms, company);
 	for (int i = 0; i < b->nitems; i++)

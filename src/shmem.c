@@ -57,6 +57,7 @@ shmem_request(void)
 	RequestAddinShmemSpace(dgen_mark_size());
 	RequestAddinShmemSpace(dgen_hand_size());
 	RequestAddinShmemSpace(dgen_waiter_size());
+	RequestAddinShmemSpace(dgen_migration_size());
 	RequestAddinShmemSpace(area_size());
 	RequestNamedLWLockTranche("dgen", 1);
 }
@@ -130,6 +131,8 @@ shmem_startup(void)
 	dgen_hand_init(place, found);
 	place = ShmemInitStruct("dgen waiters", dgen_waiter_size(), &found);
 	dgen_waiter_init(place, found);
+	place = ShmemInitStruct("dgen migrations", dgen_migration_size(), &found);
+	dgen_migration_init(place, found);
 	dsa_place = ShmemInitStruct("dgen calls", area_size(), &found);
 	if (!found)
 	{
