@@ -24,5 +24,6 @@ SELECT pg_extension_config_dump('dgen.dedup', '');
 SELECT pg_extension_config_dump('dgen.patch', '');
 SELECT pg_extension_config_dump('dgen.tombstone', '');
 SELECT pg_extension_config_dump('dgen.timer', '');
+SELECT pg_extension_config_dump('dgen.postponed', '');
 SELECT pg_extension_config_dump('dgen.module_id', '');
 SELECT pg_extension_config_dump('dgen.message_id', '');

@@ -218,3 +218,15 @@ CREATE FUNCTION dgen.retry_after(delay interval)
 	AS 'MODULE_PATHNAME', 'dgen_retry_after';
 COMMENT ON FUNCTION dgen.retry_after(delay interval) IS
 	'directive: undo this activation and try the message again after the delay, without counting an attempt';
+
+CREATE FUNCTION dgen.continue(message jsonb)
+	RETURNS void LANGUAGE C
+	AS 'MODULE_PATHNAME', 'dgen_continue';
+COMMENT ON FUNCTION dgen.continue(message jsonb) IS
+	'directive: go on with handle_continue(message), after the commit and before all else that the server is to handle';
+
+CREATE FUNCTION dgen.postpone()
+	RETURNS void LANGUAGE C
+	AS 'MODULE_PATHNAME', 'dgen_postpone_directive';
+COMMENT ON FUNCTION dgen.postpone() IS
+	'directive: keep the message, and handle it again after the next change of the server''s state, before newer ones';

@@ -92,7 +92,7 @@ CREATE TABLE dgen.server (
 	patch_bytes bigint NOT NULL,		-- of dgen.patch's rows behind it
 	monitored boolean NOT NULL,			-- rows in dgen.monitor may name this server
 	supervised boolean NOT NULL,		-- it is a child of a supervisor
-	postponed integer,					-- how many rows of dgen.postponed are its
+	postponed integer,					-- rows of dgen.postponed may be its: so many at most
 	crashes integer,					-- errors in a row, of a module with on_crash_loop
 	continue_id bigint,					-- message to be handled before all others
 	good_version bigint,				-- newest version under which a handler succeeded
@@ -123,7 +123,8 @@ CREATE TABLE dgen.patch (
 /*
  * The mailbox.  Rows are only ever inserted and deleted.  hash is that of the
  * address: the key of the server's lease and of its low-water mark.  kind:
- * 'c' cast, 'i' info, 'r' request (a call whose reply is kept), 'n' continue.
+ * 'c' cast, 'i' info, 'r' request (a call whose reply is kept), 'n' continue, 'k' a
+ * call that was postponed and whose caller waits: token says where.
  */
 CREATE SEQUENCE dgen.message_id INCREMENT 65536 MINVALUE 0 START 65536;	-- one value: a block of ids, drawn in shared memory
 CREATE TABLE dgen.message (
@@ -201,6 +202,34 @@ CREATE TABLE dgen.timer (
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000,
 	autovacuum_vacuum_cost_delay = 0);
 CREATE UNIQUE INDEX timer_id_idx ON dgen.timer (id);
+
+/*
+ * Messages that a handler has put off until its server changes: then they go
+ * back to the mailbox, under the ids that they have always had.
+ */
+CREATE TABLE dgen.postponed (
+	id bigint NOT NULL,
+	hash bigint NOT NULL,
+	priority smallint NOT NULL,
+	max_attempts smallint,
+	kind "char" NOT NULL,
+	notify boolean NOT NULL,
+	sent_at timestamptz NOT NULL,
+	expires_at timestamptz,
+	server text COLLATE "C" NOT NULL,
+	sender_role text COLLATE "C" NOT NULL,
+	sender text COLLATE "C" NOT NULL,	-- a server's address, or a session's id
+	dedup_key text COLLATE "C",
+	vsn text COLLATE "C",
+	incarnation bigint,					-- it is for this one only; null: for whichever lives
+	timer bigint,						-- the timer that it comes of
+	token text COLLATE "C",				-- by which the caller who waits is answered
+	context jsonb,
+	message jsonb NOT NULL,
+	PRIMARY KEY (id)
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000,
+	autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX postponed_server_idx ON dgen.postponed (server, id);
 
 /*
  * Messages that failed and will be tried again.  held: by a fault of the

@@ -88,7 +88,8 @@ CREATE VIEW dgen.servers WITH (security_barrier) AS
 		s.started_at,
 		s.updated_at,
 		s.stop_reason,
-		s.tombstone_until
+		s.tombstone_until,
+		coalesce(s.postponed, 0) AS postponed
 	FROM dgen.server s
 	WHERE dgen.may_read(s.server);
 COMMENT ON VIEW dgen.servers IS
@@ -109,6 +110,7 @@ COMMENT ON COLUMN dgen.servers.started_at IS 'when the incarnation, or the last 
 COMMENT ON COLUMN dgen.servers.updated_at IS 'when the row was last written';
 COMMENT ON COLUMN dgen.servers.stop_reason IS 'why the last incarnation ended; null while one is alive';
 COMMENT ON COLUMN dgen.servers.tombstone_until IS 'sends to a deleted server are refused until then';
+COMMENT ON COLUMN dgen.servers.postponed IS 'messages that wait for a change of it; those that were cancelled since the last one count';
 
 /*
  * The filter stands outside of the union: a view that is a bare UNION ALL is
@@ -156,6 +158,25 @@ CREATE VIEW dgen.messages WITH (security_barrier) AS
 		FROM dgen.delayed d
 		UNION ALL
 		SELECT
+			p.id,
+			p.server,
+			dgen.kind_name(p.kind),
+			p.priority,
+			'postponed',
+			p.sent_at,
+			NULL,
+			p.expires_at,
+			0,
+			NULL,
+			NULL,
+			p.sender,
+			p.sender_role,
+			p.dedup_key,
+			p.context,
+			dgen.masked_message(p.server, p.message)
+		FROM dgen.postponed p
+		UNION ALL
+		SELECT
 			NULL,
 			c.server,
 			'call',
@@ -176,12 +197,12 @@ CREATE VIEW dgen.messages WITH (security_barrier) AS
 	) m
 	WHERE dgen.may_read(m.server);
 COMMENT ON VIEW dgen.messages IS
-'messages that wait, with delayed ones, and calls that no worker has taken yet (see dgen.workers for those in hand); of modules that the current user may read';
-COMMENT ON COLUMN dgen.messages.id IS 'id, for dgen.discard() and dgen.cancel(); null for a call, which is no row';
+'messages that wait, with delayed and postponed ones, and calls that no worker has taken yet (see dgen.workers for those in hand); of modules that the current user may read';
+COMMENT ON COLUMN dgen.messages.id IS 'id, for dgen.discard() and dgen.cancel(); null for a call, which is no row unless it was postponed';
 COMMENT ON COLUMN dgen.messages.server IS 'address of the server it was sent to';
 COMMENT ON COLUMN dgen.messages.kind IS 'call, cast, info, request, reply (to a request of the server), continue, or effect, which the server has promised by dgen.after_commit()';
 COMMENT ON COLUMN dgen.messages.priority IS '1 high, 0 normal, -1 low';
-COMMENT ON COLUMN dgen.messages.status IS 'ready; delayed until due_at; or retrying: it has failed and waits for its next attempt';
+COMMENT ON COLUMN dgen.messages.status IS 'ready; delayed until due_at; postponed until its server changes; or retrying: it has failed and waits for its next attempt';
 COMMENT ON COLUMN dgen.messages.sent_at IS 'when it was sent';
 COMMENT ON COLUMN dgen.messages.due_at IS 'when a delayed message comes to the mailbox';
 COMMENT ON COLUMN dgen.messages.expires_at IS 'it will not be handled after this: of a call the deadline';

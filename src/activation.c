@@ -12,8 +12,10 @@
  */
 #include "dgen.h"
 
+#include "access/xact.h"
 #include "commands/trigger.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
 #define STATE_WARN_SIZE (1024 * 1024)
 
@@ -91,6 +93,9 @@ dgen_activation_set_state(DgenActivation *act, Jsonb *state)
 	check_state_size(act->module, server, old_size);
 	validate_state(act);
 	dgen_attributes_update(act->module, server, act->identity);
+	/* a handler that postpones its message waits for somebody else's change */
+	if (server->postponed > 0 && !act->postponed)
+		dgen_postponed_replay(act->module, server);
 }
 
 static void
@@ -112,10 +117,11 @@ fill_scope(DgenActivation *act, DgenScope *scope)
 
 /*
  * Begin a new incarnation: run init, or start from {}.  args NULL: JSON null,
- * as for a server that its first message brings to life.
+ * as for a server that its first message brings to life.  What init goes on
+ * with is in act->continue_with.
  */
-void
-dgen_activation_start(DgenActivation *act, Jsonb *args)
+static void
+begin_incarnation(DgenActivation *act, Jsonb *args)
 {
 	DgenServer *server = act->server;
 	Jsonb	   *state;
@@ -146,6 +152,7 @@ dgen_activation_start(DgenActivation *act, Jsonb *args)
 		dgen_handler_run(&scope, DGEN_INIT, act->identity, 1, &arg, &result);
 		state = result.has_state ? result.state : dgen_json_null();
 		act->timeout = result.timeout;
+		act->continue_with = result.continue_with;
 	}
 	else
 	{
@@ -159,10 +166,85 @@ dgen_activation_start(DgenActivation *act, Jsonb *args)
 	dgen_activation_set_state(act, state);
 }
 
-/* End an incarnation, keeping its state or not as the module has it. */
-void
-dgen_activation_stop(DgenModule *module, DgenServer *server, const char *reason)
+/* ---------------------------------------------------------------- continue */
+
+/*
+ * The activation goes on in another one, which comes before all else that the
+ * server is to handle: a message of its own, whose id is in the server's row.
+ */
+static void
+send_continue(DgenActivation *act)
 {
+	DgenServer *server = act->server;
+	DgenAddress to;
+	DgenMessage msg;
+
+	if (act->continue_with == NULL || !server->active)
+		return;
+	dgen_address_parse(server->address, strlen(server->address), &to);
+	dgen_message_init(&msg, &to, DGEN_KIND_CONTINUE, act->continue_with);
+	msg.sender = server->address;
+	msg.sender_role = act->module->owner_name;
+	msg.vsn = act->module->vsn;
+	msg.context = act->context;
+	msg.priority = 1;
+	msg.incarnation = server->incarnation;
+	dgen_mailbox_append(act->module, &msg);
+	server->continue_id = msg.id;
+	server->ahead = true;
+	server->dirty = true;
+}
+
+/* Begin an incarnation by itself, as dgen.start() does. */
+void
+dgen_activation_start(DgenActivation *act, Jsonb *args)
+{
+	begin_incarnation(act, args);
+	send_continue(act);
+}
+
+static void run_callback(DgenActivation *act);
+
+/*
+ * A message brings its server to life: init, what that goes on with, and the
+ * message are one activation.  Where the server ends on the way the message
+ * has none.
+ */
+static void
+begin_for_message(DgenActivation *act)
+{
+	begin_incarnation(act, NULL);
+	while (act->continue_with != NULL)
+	{
+		DgenActivation next = *act;
+
+		CHECK_FOR_INTERRUPTS();
+		next.callback = DGEN_HANDLE_CONTINUE;
+		next.kind = "continue";
+		next.message = act->continue_with;
+		next.continue_with = NULL;
+		next.call = NULL;
+		next.request_id = 0;
+		CommandCounterIncrement();
+		run_callback(&next);
+		act->continue_with = next.continue_with;
+		act->outcome = next.exited ? DGEN_NO_SERVER : next.outcome;
+		act->reason = next.reason;
+		act->retry_after = next.retry_after;
+		if (act->outcome != DGEN_HANDLED)
+			return;
+	}
+}
+
+/* ---------------------------------------------------------------- the end */
+
+/* The one place where an incarnation ends: its state is kept or not as the module has it. */
+static void
+end_incarnation(DgenModule *module, DgenServer *server, const char *reason)
+{
+	/* the next incarnation, or nobody, is to handle them; their callers are told */
+	dgen_postponed_replay(module, server);
+	server->continue_id = 0;
 	server->active = false;
 	server->stop_reason = pstrdup(reason);
 	server->dirty = true;
@@ -178,34 +260,69 @@ dgen_activation_stop(DgenModule *module, DgenServer *server, const char *reason)
 		server->erased = true;
 }
 
+static void
+run_terminate(DgenModule *module, DgenServer *server, const char *reason)
+{
+	DgenScope	scope = {0};
+	DgenResult	result;
+	NullableDatum args[2];
+
+	if (!module->callbacks[DGEN_TERMINATE].present && !module->callbacks[DGEN_TERMINATE].fault)
+		return;
+	scope.module = module;
+	scope.server = server->address;
+	scope.hash = server->hash;
+	scope.incarnation = server->incarnation;
+	scope.kind = "terminate";
+	args[0].value = CStringGetTextDatum(reason);
+	args[1].value = JsonbPGetDatum(server->state ? server->state : dgen_json_null());
+	args[0].isnull = args[1].isnull = false;
+
+	/* it sees what the handler has done, or who held the lease before */
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	dgen_module_hold(module);
+	PG_TRY();
+	{
+		dgen_handler_run(&scope, DGEN_TERMINATE, DGEN_AS_OWNER, 2, args, &result);
+	}
+	PG_FINALLY();
+	{
+		dgen_module_release(module);
+	}
+	PG_END_TRY();
+	PopActiveSnapshot();
+}
+
 /*
- * Run an activation; see dgen.h.
+ * End an incarnation in the ordinary way: terminate runs first.  What that
+ * raises undoes what asked for the end.
  */
 void
-dgen_activation_run(DgenActivation *act)
+dgen_activation_stop(DgenModule *module, DgenServer *server, const char *reason)
+{
+	run_terminate(module, server, reason);
+	end_incarnation(module, server, reason);
+}
+
+/* End an incarnation as exit(Pid, kill) does: no code of the module runs. */
+void
+dgen_activation_kill(DgenModule *module, DgenServer *server, const char *reason)
+{
+	end_incarnation(module, server, reason);
+}
+
+/* ---------------------------------------------------------------- running */
+
+/* Show the server the message, and take what its callback says. */
+static void
+run_callback(DgenActivation *act)
 {
 	DgenServer *server = act->server;
 	DgenModule *module = act->module;
 	DgenScope	scope;
 	DgenResult	result;
 	NullableDatum args[2];
-
-	act->outcome = DGEN_HANDLED;
-	if (!server->active)
-	{
-		if (server->tombstone_until > GetCurrentTimestamp() || !module->auto_start)
-		{
-			act->outcome = DGEN_NO_SERVER;
-			return;
-		}
-		dgen_activation_start(act, NULL);
-	}
-	else if (module->vsn != NULL)
-	{
-		dgen_migration_module(act);
-		dgen_migrate_server(act);
-	}
-	module = act->module;
 
 	/* as in OTP, a server need not care for infos */
 	if (act->callback == DGEN_HANDLE_INFO &&
@@ -234,6 +351,7 @@ dgen_activation_run(DgenActivation *act)
 	}
 	if (act->identity == DGEN_AS_WORKER)
 		AfterTriggerFireDeferred();
+	act->postponed = result.postpone;
 	if (result.has_state)
 		dgen_activation_set_state(act, result.state);
 	else
@@ -247,7 +365,40 @@ dgen_activation_run(DgenActivation *act)
 		act->exited = true;
 		act->reason = result.exit;
 		dgen_activation_stop(module, server, result.exit);
+		if (act->identity == DGEN_AS_WORKER)
+			AfterTriggerFireDeferred();
 	}
 	else if (DGEN_USES_TIMEOUT(act))
 		dgen_timeout_settle(act);
+	act->continue_with = result.continue_with;
+}
+
+/*
+ * Run an activation; see dgen.h.
+ */
+void
+dgen_activation_run(DgenActivation *act)
+{
+	DgenServer *server = act->server;
+
+	act->outcome = DGEN_HANDLED;
+	if (!server->active)
+	{
+		if (server->tombstone_until > GetCurrentTimestamp() || !act->module->auto_start)
+		{
+			act->outcome = DGEN_NO_SERVER;
+			return;
+		}
+		begin_for_message(act);
+		if (act->outcome != DGEN_HANDLED)
+			return;
+	}
+	else if (act->module->vsn != NULL)
+	{
+		dgen_migration_module(act);
+		dgen_migrate_server(act);
+	}
+	run_callback(act);
+	if (act->outcome == DGEN_HANDLED)
+		send_continue(act);
 }

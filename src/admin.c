@@ -320,7 +320,10 @@ stop_server(FunctionCallInfo fcinfo, const char *reason, bool forget)
 		no_server(module, server);
 	if (was_active)
 	{
-		dgen_activation_stop(module, server, reason);
+		if (forget)
+			dgen_activation_kill(module, server, reason);
+		else
+			dgen_activation_stop(module, server, reason);
 		remember_change(module, server->hash);
 		if (forget)
 			server->state = NULL;
@@ -375,11 +378,14 @@ erase_server(DgenServer *server)
 	server->suspended_by = server->stop_reason = server->vsn = NULL;
 	server->state = NULL;
 	server->state_changed = false;
+	server->postponed = 0;
+	server->continue_id = 0;
 }
 
 /*
  * delete(server text, tombstone interval) -> boolean: state, mailbox, delayed
- * messages, their failures and dead letters.  Replies that were given are
+ * and postponed messages, their failures and dead letters.  It is how what is
+ * broken beyond repair goes, so no code of the module runs.  Replies that were given are
  * their requesters', and stay for reply_ttl.
  */
 Datum

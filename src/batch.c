@@ -168,6 +168,12 @@ commit_in_doubt(int cancels_before)
 
 static int	cancels_before_commit;
 
+bool
+dgen_batch_in_doubt(void)
+{
+	return active != NULL && commit_in_doubt(cancels_before_commit);
+}
+
 /*
  * Runs in the worker when its transaction has become visible.  Must not
  * raise: it flips shared states and sets latches.
@@ -526,7 +532,7 @@ mark_answered(Batch *b)
 			continue;
 		state = pg_atomic_read_u32(&b->calls[i].call->state);
 		if (state == DGEN_CALL_DONE || state == DGEN_CALL_ABANDONED ||
-			state == DGEN_CALL_DEFERRED)
+			state == DGEN_CALL_DEFERRED || state == DGEN_CALL_POSTPONED)
 			b->calls[i].answered = true;
 	}
 }
@@ -632,6 +638,25 @@ fail_call(Batch *b, BatchItem *item, DgenInterrupt why)
 	b->calls[item->call].answered = true;
 }
 
+/* Does a caller wait for the item? */
+static bool
+has_caller(BatchItem *item)
+{
+	return item->msg == NULL || item->msg->kind == DGEN_KIND_CALL;
+}
+
+/* Its caller had it cancelled; the message of a kept call is dropped when it is met. */
+static void
+fail_cancelled(Batch *b, BatchItem *item, DgenInterrupt why)
+{
+	if (item->msg == NULL)
+		fail_call(b, item, why);
+	else
+		dgen_kept_cancelled(item->msg->token);
+	for (int i = 0; i < b->nleases; i++)
+		b->leases[i].more = true;
+}
+
 /* What failed, failed alone: that counts. */
 static void
 fail_item(Batch *b, BatchItem *item, DgenInterrupt why)
@@ -713,11 +738,9 @@ plan_retry(Batch *b)
 
 	item = b->items[failed];
 	id = id_of(b, &item);
-	if (why == DGEN_INTERRUPT_CALLER && item.msg == NULL)
+	if (why == DGEN_INTERRUPT_CALLER && has_caller(&item))
 	{
-		fail_call(b, &item, why);
-		for (int i = 0; i < b->nleases; i++)
-			b->leases[i].more = true;
+		fail_cancelled(b, &item, why);
 		return false;
 	}
 	if (why == DGEN_INTERRUPT_BUDGET)
@@ -743,7 +766,7 @@ plan_retry(Batch *b)
 		b->nonly = 1;
 		return true;
 	}
-	if (b->overtakes && item.msg == NULL)
+	if (b->overtakes && has_caller(&item))
 	{
 		/* the call stays queued, until its caller gives up */
 		for (int i = 0; i < b->nleases; i++)

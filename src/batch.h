@@ -24,6 +24,7 @@ typedef struct BatchItem
 	int			call;			/* index into calls */
 	int			attempts;		/* failures so far, those of the environment too */
 	bool		consumed;		/* its row is deleted, or the call answered */
+	DgenCall   *kept;			/* for which msg stands, while it runs */
 } BatchItem;
 
 /* who an item is, over several tries */
@@ -62,6 +63,7 @@ typedef struct BatchServer
 	DgenServer *server;
 	int			lease;
 	List	   *failed;			/* its messages that failed before, if it is failing */
+	int64		continued;		/* its continue, which is planned before all else */
 	bool		blocked;		/* a message of it is being cancelled: nothing may overtake */
 } BatchServer;
 
@@ -130,9 +132,14 @@ extern void dgen_cut_take(Batch *b);
 /* run.c: the activations of a try */
 extern void dgen_run_items(Batch *b);
 /* ends of calls and requests that nobody answered yet: deferred.c */
-extern void dgen_deferred_call(Batch *b, int call);
+/* false: its reply came already */
+extern bool dgen_deferred_call(Batch *b, int call, DgenCallState then);
+extern char *dgen_deferred_token(DgenCall *call);
 extern void dgen_deferred_request(DgenModule *module, DgenMessage *msg);
 extern void dgen_run_finish(Batch *b);	/* writes the servers; before commit */
+
+/* postpone.c: an item's message stays, postponed or in its place; its caller goes on waiting */
+extern void dgen_keep_item(Batch *b, BatchItem *item, bool postponed);
 
 /* failure.c: what becomes of a message that failed alone */
 extern void dgen_failure_record(Batch *b, BatchItem *item);

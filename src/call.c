@@ -12,6 +12,10 @@
  *	    |  +--- batch aborted ----+  +--noreply, commit--> DEFERRED --> DONE
  *	    +--caller gives up--> ABANDONED
  *
+ * A call that is postponed, or waits for work under a lock, goes from RUNNING
+ * to POSTPONED at the commit, and a message stands for it; whoever handles
+ * that takes it back to RUNNING, and its caller may give it up in between.
+ *
  * QUEUED is left by compare-and-swap, by the worker to RUNNING or by the caller
  * to ABANDONED, so a caller that got ABANDONED knows: it did not happen.  A
  * call that runs is cancelled by name: the caller writes its id into the
@@ -184,29 +188,40 @@ track(DgenCall *call, dsa_pointer self, DgenModule *module, const DgenAddress *t
 static void
 untrack(Outstanding *o)
 {
+	uint32		state;
+
 	outstanding = list_delete_ptr(outstanding, o);
 
 	/*
-	 * Its handler may be about to commit noreply: either we see that it has,
+	 * Its handler may be about to commit noreply, or to postpone it: either we see that it has,
 	 * or that commit sees that we are gone.
 	 */
 	pg_atomic_write_u32(&o->call->caller_gone, 1);
 	pg_memory_barrier();
-	if (pg_atomic_read_u32(&o->call->state) == DGEN_CALL_DEFERRED)
+	state = pg_atomic_read_u32(&o->call->state);
+	if (state == DGEN_CALL_DEFERRED || state == DGEN_CALL_POSTPONED)
 		dgen_deferred_forget(o->call->id);
 	dgen_call_unref(o->call, o->self);
 	pfree(o->server);
 	pfree(o);
 }
 
-/* Take back a call that nobody has begun. */
+/* Take back a call that nobody has begun, or that was postponed. */
 static bool
 withdraw(Outstanding *o)
 {
-	uint32		expected = DGEN_CALL_QUEUED;
+	uint32		queued = DGEN_CALL_QUEUED;
+	uint32		postponed = DGEN_CALL_POSTPONED;
 
-	if (o->finish_late ||
-		!pg_atomic_compare_exchange_u32(&o->call->state, &expected, DGEN_CALL_ABANDONED))
+	if (o->finish_late)
+		return false;
+	if (pg_atomic_compare_exchange_u32(&o->call->state, &postponed, DGEN_CALL_ABANDONED))
+	{
+		/* its message is dropped by the worker that meets it */
+		dgen_deferred_forget(o->call->id);
+		return true;
+	}
+	if (!pg_atomic_compare_exchange_u32(&o->call->state, &queued, DGEN_CALL_ABANDONED))
 		return false;
 	/* if a worker has it already, that worker drops the reference */
 	if (dgen_ready_withdraw(o->call, o->self))
@@ -368,7 +383,7 @@ issue(DgenModule *module, const DgenAddress *to, Jsonb *request, TimestampTz dea
 	call->database = MyDatabaseId;
 	call->module_id = module->id;
 	call->hash = to->hash;
-	call->place = dgen_call_place();
+	call->place = dgen_call_place(&call->place_is_id);
 	call->caller_pgprocno = MyProcIndex;
 	call->issued_at = GetCurrentTimestamp();
 	call->deadline = deadline;

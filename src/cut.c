@@ -177,6 +177,7 @@ find_server(Batch *b, int lease, const char *address, Snapshot snapshot)
 	i = b->nservers++;
 	b->servers[i].lease = lease;
 	b->servers[i].blocked = false;
+	b->servers[i].continued = 0;
 	b->servers[i].server = b->effects ? stand_in(b, lease, address) :
 		dgen_server_read(b->server_rows, address, b->leases[lease].taken->hash, snapshot);
 	b->servers[i].failed = read_failed(b, b->servers[i].server, snapshot);
@@ -276,7 +277,7 @@ wait_until(BatchLease *lease, TimestampTz when)
 /*
  * May this message run now?  One that has failed before runs alone, since it
  * would only fail its company again; so does a suspect.  Sets park_until for
- * what backs off.
+ * what backs off.  A continue runs before what is wanted, and nothing passes it.
  */
 typedef enum Verdict
 {
@@ -286,7 +287,9 @@ typedef enum Verdict
 static Verdict
 judge_message(Batch *b, BatchLease *lease, DgenMessage *msg, FailedMessage *f)
 {
-	if (!is_wanted(b, false, msg->id))
+	bool		first = msg->kind == DGEN_KIND_CONTINUE;
+
+	if (!first && !is_wanted(b, false, msg->id))
 	{
 		lease->more = true;
 		return STOP_LANE;
@@ -294,7 +297,7 @@ judge_message(Batch *b, BatchLease *lease, DgenMessage *msg, FailedMessage *f)
 	if (f != NULL && f->next_at > GetCurrentTimestamp())
 	{
 		wait_until(lease, f->next_at);
-		return b->module->skip_failing ? PASS_OVER : STOP_LANE;
+		return b->module->skip_failing && !first ? PASS_OVER : STOP_LANE;
 	}
 	if ((f != NULL || dgen_hand_suspect(MyDatabaseId, msg->id)) && b->nitems > 0)
 	{
@@ -302,6 +305,73 @@ judge_message(Batch *b, BatchLease *lease, DgenMessage *msg, FailedMessage *f)
 		return STOP_LANE;
 	}
 	return RUN_IT;
+}
+
+/* Plan a message; false if the batch can take no more. */
+static bool
+add_message(Batch *b, int leaseno, DgenMessage *msg, int server, FailedMessage *f)
+{
+	if (!add_item(b, leaseno, msg, -1, server, f ? f->attempts : 0))
+		return false;
+	/* it runs alone */
+	if (f != NULL || dgen_hand_suspect(MyDatabaseId, msg->id))
+	{
+		b->leases[leaseno].more = true;
+		b->max_items = b->nitems;
+	}
+	return true;
+}
+
+static DgenMessage *
+read_message(Batch *b, int64 id, Snapshot snapshot)
+{
+	DgenMessage *msg = NULL;
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+
+	dgen_key_int8(&key, 1, id, BTEqualStrategyNumber);
+	scan = dgen_scan_begin(b->messages, DGEN_I_PKEY, snapshot, 1, &key);
+	tuple = dgen_scan_next(scan);
+	if (tuple != NULL)
+	{
+		msg = palloc(sizeof(DgenMessage));
+		dgen_message_deform(tuple, RelationGetDescr(b->messages->rel), 0, msg);
+		b->bytes += VARSIZE(msg->message);
+	}
+	dgen_scan_end(scan);
+	return msg;
+}
+
+/*
+ * What a server goes on with comes before all else of it, from whichever lane;
+ * while that backs off, all else waits.  False if the batch can take no more.
+ */
+static bool
+plan_continue(Batch *b, int leaseno, Lane *lane, int server, Snapshot snapshot)
+{
+	BatchServer *bs = &b->servers[server];
+	int64		id = bs->server->continue_id;
+	DgenMessage *msg;
+	FailedMessage *f;
+
+	if (id == 0 || bs->continued == id)
+		return true;
+	msg = read_message(b, id, snapshot);
+	if (msg == NULL)
+	{
+		/* an operator has discarded it */
+		bs->server->continue_id = 0;
+		return true;
+	}
+	f = find_failed(bs->failed, id);
+	if (judge_message(b, &b->leases[leaseno], msg, f) != RUN_IT)
+	{
+		lane->blocked = true;
+		return true;
+	}
+	bs->continued = id;
+	return add_message(b, leaseno, msg, server, f);
 }
 
 /* Take the next of the normal lane: a message, or a call that stands before it. */
@@ -336,6 +406,10 @@ plan_normal(Batch *b, int leaseno, Lane *lane, int *call, Snapshot snapshot, boo
 			wait_until(lease, DT_NOEND);
 			return true;
 		}
+		if (!plan_continue(b, leaseno, lane, server, snapshot))
+			return false;
+		if (lane->blocked)
+			return true;
 		if (!add_item(b, leaseno, NULL, *call, server, 0))
 			return false;
 		*call = next_call(b, leaseno, *call);
@@ -362,19 +436,22 @@ plan_message(Batch *b, int leaseno, Lane *lane, Snapshot snapshot)
 		wait_until(lease, DT_NOEND);
 		return true;
 	}
+	if (!plan_continue(b, leaseno, lane, server, snapshot))
+		return false;
+	if (lane->blocked)
+		return true;
+	if (msg->id == b->servers[server].continued)
+	{
+		lane->next++;
+		return true;
+	}
 	f = find_failed(b->servers[server].failed, msg->id);
 	switch (judge_message(b, lease, msg, f))
 	{
 		case RUN_IT:
-			if (!add_item(b, leaseno, msg, -1, server, f ? f->attempts : 0))
+			if (!add_message(b, leaseno, msg, server, f))
 				return false;
 			lane->next++;
-			/* it runs alone */
-			if (f != NULL || dgen_hand_suspect(MyDatabaseId, msg->id))
-			{
-				lease->more = true;
-				b->max_items = b->nitems;
-			}
 			break;
 		case PASS_OVER:
 			lease->low = Min(lease->low, msg->id);

@@ -12,6 +12,13 @@
  * reference of its own to the call.  A request that does has a row in
  * dgen.reply with neither reply nor error.
  *
+ * A call that was postponed, or waits for work under a lock, has such a place,
+ * too, and a message of kind DGEN_KIND_CALL with its token stands for it.  The
+ * message may outlive the caller; the place does not.  So whoever handles the
+ * message takes the call from POSTPONED to RUNNING by compare-and-swap, as its
+ * caller takes it to ABANDONED: if the caller has won, or is gone, or all of
+ * this was lost in a crash, the message is dropped, and the call did not happen.
+ *
  * Locks: dgen_shared->lock protects the places.  Commit callbacks raise
  * nothing.
  *
@@ -21,6 +28,7 @@
 
 #include "access/skey.h"
 #include "access/xact.h"
+#include "storage/proc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
@@ -28,7 +36,9 @@
 typedef struct Change
 {
 	int			place;			/* DGEN_NONE: the reply came before noreply */
-	bool		claimed;		/* replied to, else newly deferred */
+	bool		claimed;		/* had its place before: replied to, or run again */
+	bool		kept;			/* run again */
+	DgenCallState then;			/* what the commit makes of it */
 	uint64		call_id;
 	Jsonb	   *reply;			/* of one that has no place yet */
 	SubTransactionId subid;
@@ -50,14 +60,16 @@ new_secret(void)
 	return secret == 0 ? 1 : secret;
 }
 
-static void
-add_change(int place, bool claimed, uint64 call_id, Jsonb *reply)
+static Change *
+add_change(int place, bool claimed, uint64 call_id, DgenCallState then, Jsonb *reply)
 {
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
 	Change	   *c = palloc(sizeof(Change));
 
 	c->place = place;
 	c->claimed = claimed;
+	c->kept = false;
+	c->then = then;
 	c->call_id = call_id;
 	c->reply = NULL;
 	if (reply != NULL)
@@ -68,9 +80,42 @@ add_change(int place, bool claimed, uint64 call_id, Jsonb *reply)
 	c->subid = GetCurrentSubTransactionId();
 	changes = lappend(changes, c);
 	MemoryContextSwitchTo(old);
+	return c;
+}
+
+/* What this transaction does to a call that it handles; NULL: nothing yet. */
+static Change *
+find_change(uint64 call_id, bool kept)
+{
+	ListCell   *lc;
+
+	foreach(lc, changes)
+	{
+		Change	   *c = lfirst(lc);
+
+		if (c->call_id == call_id && (kept ? c->kept : c->place == DGEN_NONE))
+			return c;
+	}
+	return NULL;
 }
 
 /* ---------------------------------------------------------------- tokens */
+
+char *
+dgen_deferred_token(DgenCall *call)
+{
+	if (call->secret == 0)
+		call->secret = new_secret();
+	return psprintf("c" UINT64_FORMAT ".%016llx", call->id, (unsigned long long) call->secret);
+}
+
+/* Split a token; false if it is none. */
+static bool
+parse_token(const char *token, char *kind, unsigned long long *id, unsigned long long *secret)
+{
+	return token != NULL && sscanf(token, "%c%llu.%llx", kind, id, secret) == 3 &&
+		(*kind == 'c' || *kind == 'r');
+}
 
 PG_FUNCTION_INFO_V1(dgen_from);
 
@@ -89,12 +134,7 @@ dgen_from(PG_FUNCTION_ARGS)
 	if (scope->call == NULL && scope->request_id == 0)
 		PG_RETURN_NULL();
 	if (scope->call != NULL)
-	{
-		if (scope->call->secret == 0)
-			scope->call->secret = new_secret();
-		PG_RETURN_TEXT_P(cstring_to_text(psprintf("c" UINT64_FORMAT ".%016llx", scope->call->id,
-												  (unsigned long long) scope->call->secret)));
-	}
+		PG_RETURN_TEXT_P(cstring_to_text(dgen_deferred_token(scope->call)));
 	if (request_id != scope->request_id)
 	{
 		request_id = scope->request_id;
@@ -116,28 +156,11 @@ stale_token(void)
 
 /* ---------------------------------------------------------------- calls */
 
-/*
- * The handler of a call said noreply: give the call a place, unless its reply
- * came already.
- */
-void
-dgen_deferred_call(Batch *b, int callno)
+/* A place for a call, which it keeps if the transaction commits. */
+static int
+take_place(DgenCall *call, dsa_pointer self)
 {
-	DgenCall   *call = b->calls[callno].call;
 	int			place = DGEN_NONE;
-	ListCell   *lc;
-
-	foreach(lc, changes)
-	{
-		Change	   *c = lfirst(lc);
-
-		if (c->place == DGEN_NONE && c->call_id == call->id)
-		{
-			dgen_call_put_reply(call, DGEN_CALL_REPLY, c->reply, VARSIZE(c->reply));
-			dgen_batch_answer(b, callno);
-			return;
-		}
-	}
 
 	LWLockAcquire(&dgen_shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < DGEN_MAX_DEFERRED && place == DGEN_NONE; i++)
@@ -146,7 +169,7 @@ dgen_deferred_call(Batch *b, int callno)
 
 		if (d->call != InvalidDsaPointer)
 			continue;
-		d->call = b->calls[callno].self;
+		d->call = self;
 		d->call_id = call->id;
 		d->secret = call->secret;
 		d->claimed = false;
@@ -158,8 +181,30 @@ dgen_deferred_call(Batch *b, int callno)
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("too many calls wait for a later reply"),
 				 errdetail("At most %d can.", DGEN_MAX_DEFERRED)));
+	return place;
+}
+
+/*
+ * The handler of a call said noreply, or keeps it: give the call a place,
+ * unless its reply came already.
+ */
+bool
+dgen_deferred_call(Batch *b, int callno, DgenCallState then)
+{
+	DgenCall   *call = b->calls[callno].call;
+	Change	   *early = find_change(call->id, false);
+	int			place;
+
+	if (early != NULL)
+	{
+		dgen_call_put_reply(call, DGEN_CALL_REPLY, early->reply, VARSIZE(early->reply));
+		dgen_batch_answer(b, callno);
+		return false;
+	}
+	place = take_place(call, b->calls[callno].self);
 	pg_atomic_fetch_add_u32(&call->refs, 1);
-	add_change(place, false, call->id, NULL);
+	add_change(place, false, call->id, then, NULL);
+	return true;
 }
 
 /* Empty a place; returns its call. */
@@ -207,14 +252,9 @@ reply_to_call(uint64 call_id, uint64 secret, Jsonb *reply)
 	if (dgen_scope != NULL && dgen_scope->call != NULL && dgen_scope->call->id == call_id &&
 		dgen_scope->call->secret == secret)
 	{
-		ListCell   *lc;
-
-		foreach(lc, changes)
-		{
-			if (((Change *) lfirst(lc))->call_id == call_id)
-				stale_token();
-		}
-		add_change(DGEN_NONE, true, call_id, reply);
+		if (find_change(call_id, false) != NULL)
+			stale_token();
+		add_change(DGEN_NONE, true, call_id, DGEN_CALL_DONE, reply);
 		return;
 	}
 
@@ -233,9 +273,125 @@ reply_to_call(uint64 call_id, uint64 secret, Jsonb *reply)
 	LWLockRelease(&dgen_shared->lock);
 	if (place == DGEN_NONE)
 		stale_token();
-	add_change(place, true, call_id, NULL);
+	add_change(place, true, call_id, DGEN_CALL_DONE, NULL);
 	dgen_call_put_reply(dsa_get_address(dgen_dsa(), call), DGEN_CALL_REPLY,
 						reply, VARSIZE(reply));
+}
+
+/* ---------------------------------------------------------------- kept calls */
+
+/* The place of a call by its token; DGEN_NONE: nobody waits.  dgen_shared->lock is held. */
+static int
+find_place(uint64 call_id, uint64 secret)
+{
+	for (int i = 0; i < DGEN_MAX_DEFERRED; i++)
+	{
+		DgenDeferred *d = &dgen_shared->deferred[i];
+
+		if (d->call != InvalidDsaPointer && d->call_id == call_id && d->secret == secret)
+			return i;
+	}
+	return DGEN_NONE;
+}
+
+/* From POSTPONED to RUNNING, and the place is ours until the end of the transaction. */
+static DgenKept
+claim_kept(const char *token, int *place, DgenCall **call)
+{
+	dsa_area   *dsa = dgen_dsa();
+	unsigned long long id;
+	unsigned long long secret;
+	char		kind;
+	uint32		expected = DGEN_CALL_POSTPONED;
+	DgenKept	result = DGEN_KEPT_GONE;
+
+	if (!parse_token(token, &kind, &id, &secret))
+		return DGEN_KEPT_GONE;
+	LWLockAcquire(&dgen_shared->lock, LW_EXCLUSIVE);
+	*place = find_place(id, secret);
+	if (*place != DGEN_NONE)
+	{
+		DgenDeferred *d = &dgen_shared->deferred[*place];
+
+		*call = dsa_get_address(dsa, d->call);
+		if (d->claimed)
+			result = DGEN_KEPT_BUSY;
+		else if (pg_atomic_compare_exchange_u32(&(*call)->state, &expected, DGEN_CALL_RUNNING))
+		{
+			d->claimed = true;
+			result = DGEN_KEPT_BEGUN;
+		}
+	}
+	LWLockRelease(&dgen_shared->lock);
+	return result;
+}
+
+DgenKept
+dgen_kept_begin(const char *token, DgenCall **call)
+{
+	/* before the claim: nothing may fail between it and what undoes it */
+	Change	   *change = add_change(DGEN_NONE, true, 0, DGEN_CALL_POSTPONED, NULL);
+	int			place;
+	DgenCall   *c;
+	DgenKept	result = claim_kept(token, &place, &c);
+
+	if (result != DGEN_KEPT_BEGUN)
+		return result;
+	change->place = place;
+	change->call_id = c->id;
+	change->kept = true;
+	if (dgen_my_slot != NULL)
+		pg_atomic_write_u32(&c->worker_slot, dgen_my_slot - dgen_shared->slots);
+	pg_atomic_write_u64(&c->worker_vxid, ((uint64) MyVxidProc << 32) | MyLxid);
+	*call = c;
+	return result;
+}
+
+DgenCallState
+dgen_kept_settle(DgenCall *call, DgenCallState then, Jsonb *reply)
+{
+	Change	   *c = find_change(call->id, true);
+	Change	   *early = find_change(call->id, false);
+
+	if (reply == NULL && early != NULL)
+		reply = early->reply;
+	if (reply != NULL)
+	{
+		dgen_call_put_reply(call, DGEN_CALL_REPLY, reply, VARSIZE(reply));
+		then = DGEN_CALL_DONE;
+	}
+	return c->then = then;
+}
+
+void
+dgen_kept_settle_error(DgenCall *call, const DgenError *error)
+{
+	dgen_call_put_error(call, error);
+	find_change(call->id, true)->then = DGEN_CALL_DONE;
+}
+
+void
+dgen_kept_fail(const char *token, const DgenError *error)
+{
+	DgenCall   *call;
+
+	if (dgen_kept_begin(token, &call) == DGEN_KEPT_BEGUN)
+		dgen_kept_settle_error(call, error);
+}
+
+void
+dgen_kept_cancelled(const char *token)
+{
+	DgenCall   *call;
+	dsa_pointer self;
+	int			place;
+
+	if (claim_kept(token, &place, &call) != DGEN_KEPT_BEGUN)
+		return;
+	self = clear_place(place);
+	dgen_call_put_reply(call, DGEN_CALL_CANCELLED, NULL, 0);
+	dgen_call_finish(call);
+	dgen_call_unref(call, self);
 }
 
 /* ---------------------------------------------------------------- requests */
@@ -308,7 +464,7 @@ dgen_reply(PG_FUNCTION_ARGS)
 				 errmsg("token of a reply must not be null"),
 				 errhint("Take it from dgen.from() in the handler that says noreply.")));
 	dgen_check_writable();
-	if (sscanf(token, "%c%llu.%llx", &kind, &id, &secret) != 3 || (kind != 'c' && kind != 'r'))
+	if (!parse_token(token, &kind, &id, &secret))
 		stale_token();
 	if (kind == 'c')
 		reply_to_call(id, secret, reply);
@@ -319,47 +475,76 @@ dgen_reply(PG_FUNCTION_ARGS)
 
 /* ---------------------------------------------------------------- ends */
 
+/* The call waits again, if its caller does.  Else that frees it, so hold it for the moment. */
+static void
+wait_again(DgenDeferred *d, DgenCall *call, DgenCallState state, bool kept)
+{
+	dsa_pointer self = d->call;
+
+	pg_atomic_fetch_add_u32(&call->refs, 1);
+	if (kept)
+	{
+		pg_atomic_write_u64(&call->worker_vxid, 0);
+		pg_atomic_write_u32(&call->worker_slot, DGEN_NO_SLOT);
+	}
+	LWLockAcquire(&dgen_shared->lock, LW_EXCLUSIVE);
+	d->claimed = false;
+	if (kept)
+		pg_atomic_write_u32(&call->state, state);
+	LWLockRelease(&dgen_shared->lock);
+	pg_memory_barrier();
+	if (pg_atomic_read_u32(&call->caller_gone))
+		dgen_deferred_forget(call->id);
+	dgen_call_unref(call, self);
+}
+
 /* Undo one change: the place is empty again, or waits for another reply. */
 static void
 undo_change(Change *c)
 {
-	dsa_pointer call;
+	DgenDeferred *d;
+	dsa_pointer self;
 
 	if (c->place == DGEN_NONE)
 		return;
+	d = &dgen_shared->deferred[c->place];
 	if (c->claimed)
 	{
-		LWLockAcquire(&dgen_shared->lock, LW_EXCLUSIVE);
-		dgen_shared->deferred[c->place].claimed = false;
-		LWLockRelease(&dgen_shared->lock);
+		wait_again(d, dsa_get_address(dgen_dsa(), d->call), DGEN_CALL_POSTPONED, c->kept);
 		return;
 	}
-	call = clear_place(c->place);
-	if (call != InvalidDsaPointer)
-		dgen_call_unref(dsa_get_address(dgen_dsa(), call), call);
+	self = clear_place(c->place);
+	if (self != InvalidDsaPointer)
+		dgen_call_unref(dsa_get_address(dgen_dsa(), self), self);
 }
 
 static void
 commit_change(Change *c)
 {
+	DgenDeferred *d;
 	DgenCall   *call;
 	dsa_pointer self;
 
 	if (c->place == DGEN_NONE)
 		return;
-	self = dgen_shared->deferred[c->place].call;
+	d = &dgen_shared->deferred[c->place];
+	self = d->call;
 	if (self == InvalidDsaPointer)
 		return;
 	call = dsa_get_address(dgen_dsa(), self);
-	if (c->claimed)
+	if (c->then == DGEN_CALL_DONE)
 	{
 		clear_place(c->place);
+		if (dgen_batch_in_doubt())
+			call->result = DGEN_CALL_UNKNOWN;
 		dgen_call_finish(call);
 		dgen_call_unref(call, self);
 	}
+	else if (c->claimed)
+		wait_again(d, call, c->then, c->kept);
 	else
 	{
-		pg_atomic_write_u32(&call->state, DGEN_CALL_DEFERRED);
+		pg_atomic_write_u32(&call->state, c->then);
 		pg_memory_barrier();
 		/* the worker's own reference keeps the call: this frees nothing yet */
 		if (pg_atomic_read_u32(&call->caller_gone))

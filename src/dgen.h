@@ -307,6 +307,7 @@ typedef enum DgenTableId
 	DGEN_T_PATCH,
 	DGEN_T_TOMBSTONE,
 	DGEN_T_TIMER,
+	DGEN_T_POSTPONED,
 	DGEN_NTABLES
 } DgenTableId;
 
@@ -341,7 +342,8 @@ enum
 	DGEN_I_DEDUP_EXPIRES = 1,
 	DGEN_I_TOMBSTONE_SERVER = 0,
 	DGEN_I_TOMBSTONE_EXPIRES = 1,
-	DGEN_I_TIMER_ID = 1
+	DGEN_I_TIMER_ID = 1,
+	DGEN_I_POSTPONED_SERVER = 1
 };
 
 /* true if CREATE EXTENSION dgen holds here, with a schema this library knows */
@@ -627,7 +629,7 @@ extern void dgen_bound_clear(void); /* at the end of the transaction */
 extern void dgen_bound_prepare(TransactionId xid);	/* at PREPARE */
 extern void dgen_bound_add_prepared(Oid database, TransactionId xid);	/* keeper, after a restart */
 extern int64 dgen_last_message_id(void);	/* the last one drawn; needs a transaction */
-extern int64 dgen_call_place(void);
+extern int64 dgen_call_place(bool *is_id);
 extern int64 dgen_draw_id(void);
 extern void dgen_reserve_ids(void); /* keeper: ahead of need */
 extern void dgen_forget_ids(void);	/* CREATE EXTENSION made a new sequence */
@@ -778,6 +780,7 @@ typedef struct DgenServer
 	bool		read;			/* state was shown to a handler */
 	bool		erased;			/* row must be deleted */
 	bool		recent;			/* not visible to the transaction's snapshot */
+	bool		ahead;			/* this transaction sent what comes before its mailbox */
 } DgenServer;
 
 /* the lease: a transaction-level lock on the hash; false if not wait and taken */
@@ -949,6 +952,7 @@ typedef struct DgenActivation
 extern void dgen_activation_run(DgenActivation *act);
 extern void dgen_activation_start(DgenActivation *act, Jsonb *args);
 extern void dgen_activation_stop(DgenModule *module, DgenServer *server, const char *reason);
+extern void dgen_activation_kill(DgenModule *module, DgenServer *server, const char *reason);
 extern void dgen_activation_set_state(DgenActivation *act, Jsonb *state);
 
 /* --------------------------------------------------------------- timeout.c
@@ -1024,6 +1028,7 @@ typedef enum DgenCallState
 	DGEN_CALL_QUEUED,			/* in its ready entry, or taken but not begun */
 	DGEN_CALL_RUNNING,			/* its handler has begun; not yet committed */
 	DGEN_CALL_DEFERRED,			/* handled with noreply: dgen.reply() will answer */
+	DGEN_CALL_POSTPONED,		/* a message stands for it, of kind DGEN_KIND_CALL */
 	DGEN_CALL_DONE,				/* result is set */
 	DGEN_CALL_ABANDONED			/* the caller has gone; not to be begun */
 } DgenCallState;
@@ -1049,7 +1054,8 @@ typedef struct DgenCall
 	int			pool;
 	int32		module_id;
 	int64		hash;
-	int64		place;			/* last message id at issue: its place in the mailbox */
+	int64		place;			/* its place in the mailbox, among the ids of messages */
+	bool		place_is_id;	/* an id that is its own; else the last one drawn before it */
 	int			caller_pgprocno;
 	pg_atomic_uint32 worker_slot;	/* who has it, or PG_UINT32_MAX */
 	pg_atomic_uint64 worker_vxid;	/* process number << 32 | local xid, of the running transaction */
@@ -1080,7 +1086,28 @@ extern void dgen_call_put_error(DgenCall *call, const DgenError *err);
 extern void dgen_call_finish(DgenCall *call);	/* DONE and wake; no ERROR */
 extern void dgen_call_at_abort(void);	/* at the abort of any (sub)transaction */
 
-/* ------------------------------------------------------------- deferred.c */
+/* ------------------------------------------------------------- deferred.c
+ *
+ * A kept call: one for which a message of kind DGEN_KIND_CALL stands.  Whoever
+ * begins it has the caller wait for the end of this transaction, which then
+ * is what dgen_kept_settle() said; without that, and at an abort, the call is
+ * postponed as before.
+ */
+typedef enum DgenKept
+{
+	DGEN_KEPT_BEGUN,
+	DGEN_KEPT_GONE,				/* its caller has given it up, or has the reply */
+	DGEN_KEPT_BUSY				/* another transaction is about to answer it */
+} DgenKept;
+
+extern DgenKept dgen_kept_begin(const char *token, DgenCall **call);
+/* a reply makes it DONE, as does one that its handler has given; returns what it will be */
+extern DgenCallState dgen_kept_settle(DgenCall *call, DgenCallState then, Jsonb *reply);
+extern void dgen_kept_settle_error(DgenCall *call, const DgenError *error);
+/* begins and settles; nothing if nobody waits */
+extern void dgen_kept_fail(const char *token, const DgenError *error);
+/* at once: its caller asked for it, and its handler's transaction has been rolled back */
+extern void dgen_kept_cancelled(const char *token);
 extern void dgen_deferred_forget(uint64 call_id);
 extern void dgen_deferred_xact_callback(XactEvent event);
 extern void dgen_deferred_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
@@ -1097,6 +1124,7 @@ extern void dgen_batch_overtakes(void);
 extern void dgen_batch_at_exit(void);
 extern void dgen_batch_xact_callback(XactEvent event);
 extern bool dgen_batch_active(void);
+extern bool dgen_batch_in_doubt(void);	/* at the commit: perhaps not replicated */
 extern void dgen_batch_split(const char *why);	/* this activation must run alone */
 extern PGDLLEXPORT void dgen_worker_main(Datum main_arg);
 
@@ -1121,8 +1149,18 @@ extern void dgen_effect_run(DgenActivation *act, DgenMessage *msg);
 
 /* ---------------------------------------------------------------- drain.c */
 extern bool dgen_handle_now(DgenModule *module, DgenMessage *msg);
+/* what the server said it goes on with, if it has not been handled yet */
+extern void dgen_continue_now(DgenModule *module, DgenTable *table, DgenServer *server);
 /* handles what this transaction sent to a server, in it; how many messages */
 extern int	dgen_drain_server(const DgenAddress *to);
+
+/* -------------------------------------------------------------- postpone.c */
+/* keeps a message, which is in no table, until its server changes; own lease held */
+extern void dgen_postpone(DgenModule *module, DgenServer *server, DgenMessage *msg);
+/* the server has changed: what was postponed goes back to the mailbox */
+extern void dgen_postponed_replay(DgenModule *module, DgenServer *server);
+extern bool dgen_postponed_find(int64 id, DgenMessage *msg);
+extern bool dgen_postponed_delete(int64 id);
 
 /* ---------------------------------------------------------------- admin.c */
 extern void dgen_admin_check(void); /* may this transaction change servers? */

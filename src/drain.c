@@ -79,7 +79,9 @@ finish_message(DgenActivation *act, DgenMessage *msg)
 				 act->outcome == DGEN_REJECTED ?
 				 errmsg("server \"%s\" rejected the message: %s", msg->server, act->reason) :
 				 errmsg("server \"%s\" asked for the message to be tried later", msg->server)));
-	if (act->outcome == DGEN_HANDLED && msg->kind == 'r' && act->replied)
+	if (act->outcome == DGEN_HANDLED && act->postponed)
+		dgen_postpone(act->module, act->server, msg);
+	else if (act->outcome == DGEN_HANDLED && msg->kind == 'r' && act->replied)
 		dgen_request_reply(act->module, msg, act->reply, NULL);
 	else if (act->outcome == DGEN_HANDLED && msg->kind == 'r')
 		dgen_deferred_request(act->module, msg);
@@ -99,26 +101,21 @@ take_current(DgenModule *module, DgenServer *server, DgenMessage *msg)
 	return dgen_timer_go_on(module, msg, timer);
 }
 
-/*
- * Handle one message in this transaction; the server's lease is held.  Raises
- * what its handler raises.  False if it was not to be handled any more.
- */
-bool
-dgen_handle_now(DgenModule *module, DgenMessage *msg)
+/* Handle one message, and write the server. */
+static bool
+handle(DgenModule *module, DgenTable *table, DgenServer *server, DgenMessage *msg)
 {
-	DgenTable  *table = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
-	DgenServer *server = dgen_batch_server(msg->server);
 	DgenActivation act;
 	bool		handled = false;
 
-	if (server == NULL)
-		server = dgen_server_read(table, msg->server, msg->hash, NULL);
-	else
-		dgen_server_save(server);
-	dgen_server_check_snapshot(server);
 	if (take_current(module, server, msg))
 	{
 		handled = true;
+		if (msg->id == server->continue_id)
+		{
+			server->continue_id = 0;
+			server->dirty = true;
+		}
 		fill_activation(&act, module, msg);
 		act.server = server;
 		if (module->ephemeral)
@@ -133,6 +130,51 @@ dgen_handle_now(DgenModule *module, DgenMessage *msg)
 			server->dirty = server->state_changed = server->erased = false;
 	}
 	dgen_server_write(table, server, NULL);
+	return handled;
+}
+
+void
+dgen_continue_now(DgenModule *module, DgenTable *table, DgenServer *server)
+{
+	while (server->continue_id != 0)
+	{
+		DgenSent	pending = {.id = server->continue_id};
+		DgenMessage msg;
+
+		CHECK_FOR_INTERRUPTS();
+		dgen_mailbox_forget_sent(pending.id);
+		if (find_message(&pending, &msg))
+			(void) handle(module, table, server, &msg);
+		/* an operator has discarded it */
+		if (server->continue_id == pending.id)
+			server->continue_id = 0;
+	}
+}
+
+/*
+ * Handle one message in this transaction; the server's lease is held.  Raises
+ * what its handler raises.  False if it was not to be handled any more, or is a
+ * call of somebody else, which was postponed, and is left to the workers.
+ */
+bool
+dgen_handle_now(DgenModule *module, DgenMessage *msg)
+{
+	DgenTable  *table;
+	DgenServer *server;
+	bool		handled;
+
+	if (msg->kind == DGEN_KIND_CALL)
+		return false;
+	table = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
+	server = dgen_batch_server(msg->server);
+	if (server == NULL)
+		server = dgen_server_read(table, msg->server, msg->hash, NULL);
+	else
+		dgen_server_save(server);
+	dgen_server_check_snapshot(server);
+	if (msg->id != server->continue_id)
+		dgen_continue_now(module, table, server);
+	handled = handle(module, table, server, msg);
 	dgen_table_close(table);
 	return handled;
 }
@@ -153,25 +195,62 @@ run_effect_now(DgenModule *module, DgenMessage *msg)
 	dgen_attempt_delete(msg->id);
 }
 
+/* how far drain() has come in the list of what was sent */
+typedef struct Progress
+{
+	const DgenAddress *to;		/* of one server, or NULL */
+	int64		effects;		/* the hash of its effects */
+	int			from;			/* nothing is left before it */
+	int			seen;			/* looked at so far, */
+	int64		last_id;		/* with this as the highest id, */
+	bool		disorder;		/* and some came back under an old one */
+} Progress;
+
+/*
+ * The next one to be handled.  Ids grow but for what came back under an old
+ * one, and then stands before the others.
+ */
+static bool
+next_sent(Progress *p, DgenSent *next)
+{
+	DgenSent   *sent;
+	int			n = dgen_mailbox_uncommitted(&sent);
+
+	for (; p->seen < n; p->seen++)
+	{
+		p->disorder |= sent[p->seen].id != 0 && sent[p->seen].id < p->last_id;
+		p->last_id = Max(p->last_id, sent[p->seen].id);
+	}
+	next->id = 0;
+	for (int i = p->from; i < n; i++)
+	{
+		if (sent[i].id == 0 || (p->to != NULL && sent[i].hash != p->to->hash && sent[i].hash != p->effects) ||
+			sent[i].due_at > GetCurrentTimestamp())
+			continue;
+		if (next->id == 0)
+			p->from = i;
+		if (next->id == 0 || sent[i].id < next->id)
+			*next = sent[i];
+		if (!p->disorder)
+			break;
+	}
+	return next->id != 0;
+}
+
 /* Handle what this transaction sent, to one server or (NULL) to all. */
 static int
 drain(const DgenAddress *to)
 {
-	int64		effects = to ? dgen_effects_hash(to->text) : 0;
-	DgenSent   *sent;
+	Progress	p = {.to = to, .effects = to ? dgen_effects_hash(to->text) : 0};
+	DgenSent	one;
 	int			handled = 0;
 
-	/* handlers may send more, which moves the list */
-	for (int i = 0; i < dgen_mailbox_uncommitted(&sent); i++)
+	while (next_sent(&p, &one))
 	{
-		DgenSent	one = sent[i];
 		DgenModule *module;
 		DgenMessage msg;
 
 		CHECK_FOR_INTERRUPTS();
-		if (one.id == 0 || (to != NULL && one.hash != to->hash && one.hash != effects) ||
-			one.due_at > GetCurrentTimestamp())
-			continue;
 		module = dgen_module_by_id(one.module_id);
 		dgen_mailbox_forget_sent(one.id);
 		if (module == NULL || !find_message(&one, &msg))
@@ -295,10 +374,16 @@ describe(DgenResult *result, DgenCallback *cb)
 		push_text(&parse, "retry_after",
 				  DatumGetCString(DirectFunctionCall1(interval_out,
 													  IntervalPGetDatum(result->retry_after))));
+	if (result->continue_with)
+		push_document(&parse, "continue", result->continue_with);
 	if (result->timeout)
 		push_text(&parse, "timeout",
 				  DatumGetCString(DirectFunctionCall1(interval_out,
 													  IntervalPGetDatum(result->timeout))));
+	if (result->postpone)
+		push_field(&parse, "postpone", &yes);
+	if (result->lock)
+		push_field(&parse, "lock", &yes);
 	if (!cb->composite && cb->nresults == 1 && cb->results[0] == DGEN_RESULT_VALUE &&
 		!result->is_null)
 	{

@@ -248,6 +248,11 @@ bury(DgenModule *module, DgenServer *server, DgenTable *messages, DgenTable *att
 		dgen_timeout_forget(server, true);
 	dgen_timer_ended(module, msg);
 	insert_letter(msg, a->attempts, error);
+	if (msg->kind == DGEN_KIND_CONTINUE && server->continue_id == msg->id)
+	{
+		server->continue_id = 0;
+		server->dirty = true;
+	}
 	if (msg->kind == 'r')
 		dgen_request_reply(module, msg, NULL, dgen_error_to_jsonb(error));
 	run_handle_dead_letter(module, msg, a->attempts, error);
@@ -340,6 +345,16 @@ decide(Batch *b, DgenModule *module, DgenMessage *msg, Attempt *a)
 	return a->attempts >= max_attempts;
 }
 
+/* The call that a message stands for fails at once: its caller gets the error. */
+static void
+fail_kept(Batch *b, DgenTable *messages, DgenMessage *msg)
+{
+	if (dgen_table_delete(messages, &msg->tid) != TM_Ok)
+		return;
+	dgen_kept_fail(msg->token, b->error);
+	dgen_hand_forget(MyDatabaseId, msg->id);
+}
+
 static void
 record(Batch *b, BatchItem *item)
 {
@@ -357,7 +372,9 @@ record(Batch *b, BatchItem *item)
 	server = is_effect(msg) ? NULL : dgen_server_read(servers, msg->server, msg->hash, NULL);
 	read_attempt(attempts, msg->id, &a);
 	PushActiveSnapshot(GetTransactionSnapshot());
-	if (decide(b, module, msg, &a))
+	if (msg->kind == DGEN_KIND_CALL)
+		fail_kept(b, messages, msg);
+	else if (decide(b, module, msg, &a))
 		bury(module, server, messages, attempts, msg, &a, b->error);
 	else
 	{

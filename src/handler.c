@@ -97,6 +97,22 @@ allowed_directives(DgenCallbackKind callback, const char *kind)
 	}
 }
 
+/* An ephemeral server has no later to speak of, and continue needs its callback. */
+static void
+check_possible(DgenScope *scope, DgenDirective what)
+{
+	if (scope->module->ephemeral && (what & (DGEN_SAID_CONTINUE | DGEN_SAID_POSTPONE)))
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+				 errmsg("directive \"%s\" is not allowed in an ephemeral module",
+						directive_name(what)),
+				 errdetail("Servers of module \"%s\" live for one message each.", scope->module->name),
+				 errhint("Send a message instead, or run dgen.alter_module('%s', ephemeral => false).",
+						 scope->module->name)));
+	if (what == DGEN_SAID_CONTINUE)
+		(void) dgen_module_callback(scope->module, DGEN_HANDLE_CONTINUE);
+}
+
 static void
 check_allowed(DgenScope *scope, DgenDirective what)
 {
@@ -108,6 +124,7 @@ check_allowed(DgenScope *scope, DgenDirective what)
 				 what == DGEN_SAID_NOREPLY ? errhint("Only handle_call can answer later.") :
 				 what == DGEN_SAID_RETRY_AFTER ? errhint("A caller waits: raise an error, and let it call again.") :
 				 errhint("See the table of directives in the documentation.")));
+	check_possible(scope, what);
 }
 
 /*
@@ -390,6 +407,7 @@ check_contradictions(DgenScope *scope, DgenResult *result)
 	if (!(((given & undo) && (given & (given - 1))) ||
 		  ((given & keep) && ((given & ~(keep | DGEN_SAID_TIMEOUT)) || reply)) ||
 		  (given & keep) == keep ||
+		  ((given & DGEN_SAID_EXIT) && (given & DGEN_SAID_CONTINUE)) ||
 		  (result->noreply && reply)))
 		return;
 	initStringInfo(&list);
@@ -404,7 +422,7 @@ check_contradictions(DgenScope *scope, DgenResult *result)
 			(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
 			 errmsg("contradictory directives from %s", dgen_callback_name(scope->callback)),
 			 errdetail("It said%s.", list.data),
-			 errhint("reject and retry_after undo the activation, and go with nothing else; postpone and lock answer later; noreply goes without a reply.")));
+			 errhint("reject and retry_after undo the activation, and go with nothing else; postpone and lock answer later; noreply goes without a reply, and exit without continue.")));
 }
 
 /* Directives said by function hold unless a column says more. */

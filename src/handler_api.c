@@ -169,3 +169,19 @@ dgen_retry_after(PG_FUNCTION_ARGS)
 	dgen_scope_say(DGEN_SAID_RETRY_AFTER, NULL, PG_GETARG_INTERVAL_P(0), NULL);
 	PG_RETURN_VOID();
 }
+
+PG_FUNCTION_INFO_V1(dgen_continue);
+Datum
+dgen_continue(PG_FUNCTION_ARGS)
+{
+	dgen_scope_say(DGEN_SAID_CONTINUE, NULL, NULL, dgen_arg_jsonb(fcinfo, 0));
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(dgen_postpone_directive);
+Datum
+dgen_postpone_directive(PG_FUNCTION_ARGS)
+{
+	dgen_scope_say(DGEN_SAID_POSTPONE, NULL, NULL, NULL);
+	PG_RETURN_VOID();
+}

@@ -208,6 +208,12 @@ check_outcome(DgenActivation *act, const DgenAddress *to)
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_REFUSED),
 				 errmsg("server \"%s\" rejected the request: %s", to->text, act->reason)));
+	if (act->postponed)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+				 errmsg("handler of server \"%s\" postponed the request", to->text),
+				 errdetail("An invoke is answered at once: there is nothing that could wait."),
+				 errhint("Use dgen.call() or dgen.send_request().")));
 	if (act->outcome != DGEN_HANDLED || !act->replied)
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
@@ -231,6 +237,7 @@ activate(DgenModule *module, const DgenAddress *to, Jsonb *request)
 		dgen_server_save(server);
 	dgen_server_check_snapshot(server);
 	check_available(server);
+	dgen_continue_now(module, table, server);
 
 	act.module = module;
 	act.server = server;

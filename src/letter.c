@@ -285,16 +285,19 @@ dgen_purge(PG_FUNCTION_ARGS)
 
 /* ---------------------------------------------------------------- discard */
 
-/* The answer to a request that will not be handled. */
-static Jsonb *
-request_error(int sqlerrcode, const char *what, const char *server)
+/* Tell whom a message kept waiting that it will not be handled. */
+static void
+answer_error(DgenModule *module, DgenMessage *msg, int sqlerrcode, const char *what)
 {
 	DgenError	err = {0};
 
 	err.sqlerrcode = sqlerrcode;
-	err.message = psprintf(what, server);
+	err.message = psprintf(what, msg->server);
 	err.detail = pstrdup("The request was not handled.");
-	return dgen_error_to_jsonb(&err);
+	if (msg->kind == DGEN_KIND_REQUEST)
+		dgen_request_reply(module, msg, NULL, dgen_error_to_jsonb(&err));
+	else if (msg->kind == DGEN_KIND_CALL)
+		dgen_kept_fail(msg->token, &err);
 }
 
 /* Forget the failures of a message; are there others of its server? */
@@ -333,10 +336,7 @@ end_message(DgenModule *module, DgenTable *table, DgenMessage *msg)
 		return false;
 	dgen_timer_ended(module, msg);
 	CommandCounterIncrement();
-	if (msg->kind == 'r')
-		dgen_request_reply(module, msg, NULL,
-						   request_error(ERRCODE_DGEN_TIMEOUT,
-										 "request to server \"%s\" was discarded", msg->server));
+	answer_error(module, msg, ERRCODE_DGEN_TIMEOUT, "request to server \"%s\" was discarded");
 	CommandCounterIncrement();
 	return true;
 }
@@ -400,12 +400,13 @@ discard_effect(DgenTable *table, DgenMessage *msg)
 
 /*
  * A message of the mailbox may have failed before, and hold up others: so
- * under the server's lease, and what is behind it goes on.
+ * under the server's lease, and what is behind it goes on.  A postponed one is
+ * the lease holder's in any case.
  */
 static bool
-discard_waiting(int64 id)
+discard_waiting(DgenTableId where, int64 id)
 {
-	DgenTable  *table = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
+	DgenTable  *table = dgen_table_open(where, RowExclusiveLock);
 	DgenTable  *servers;
 	DgenServer *server;
 	DgenModule *module;
@@ -454,7 +455,7 @@ discard_letter(int64 id)
 /*
  * discard(id bigint) -> boolean: false if there is no such message or letter,
  * or it has been handled.  Looked for where it may be first: a message goes
- * from delayed to waiting to dead.
+ * from delayed to waiting, perhaps to postponed and back, to dead.
  */
 Datum
 dgen_discard(PG_FUNCTION_ARGS)
@@ -466,7 +467,9 @@ dgen_discard(PG_FUNCTION_ARGS)
 	if (dgen_batch_active())
 		dgen_batch_split("dgen.discard()");
 	CommandCounterIncrement();
-	PG_RETURN_BOOL(discard_delayed(id) || discard_waiting(id) || discard_letter(id));
+	PG_RETURN_BOOL(discard_delayed(id) || discard_waiting(DGEN_T_MESSAGE, id) ||
+				   discard_waiting(DGEN_T_POSTPONED, id) || discard_waiting(DGEN_T_MESSAGE, id) ||
+				   discard_letter(id));
 }
 
 /* ---------------------------------------------------------------- erase */
@@ -488,6 +491,7 @@ static const struct
 	{DGEN_T_DELAYED, DGEN_I_DELAYED_SERVER, 10, true, 1},
 	{DGEN_T_MESSAGE, DGEN_I_MESSAGE_MAILBOX, 9, true, 0},
 	{DGEN_T_MESSAGE, DGEN_I_MESSAGE_MAILBOX, 9, true, 0, true},
+	{DGEN_T_POSTPONED, DGEN_I_POSTPONED_SERVER, 9, true, 0},
 	{DGEN_T_ATTEMPT, DGEN_I_ATTEMPT_SERVER, 2, false, 0},
 	{DGEN_T_ATTEMPT, DGEN_I_ATTEMPT_SERVER, 2, false, 0, true},
 	{DGEN_T_LETTER, DGEN_I_LETTER_SERVER, 9, false, 0}
@@ -504,12 +508,12 @@ is_of_server(DgenTable *table, HeapTuple tuple, AttrNumber attno, const char *ad
 	return VARSIZE_ANY_EXHDR(server) == len && memcmp(VARDATA_ANY(server), address, len) == 0;
 }
 
-/* Delete one row; a request's sender is told that its server is gone. */
+/* Delete one row; who waits for an answer is told that its server is gone. */
 static bool
 erase_row(DgenModule *module, DgenTable *table, int part, HeapTuple tuple)
 {
 	ItemPointerData tid = tuple->t_self;
-	bool		request = false;
+	bool		waited_for = false;
 	DgenMessage msg;
 
 	if (parts[part].mail)
@@ -518,17 +522,15 @@ erase_row(DgenModule *module, DgenTable *table, int part, HeapTuple tuple)
 		Datum		kind = heap_getattr(tuple, MESSAGE_KIND + parts[part].skip,
 										RelationGetDescr(table->rel), &isnull);
 
-		request = DatumGetChar(kind) == 'r';
+		waited_for = DatumGetChar(kind) == DGEN_KIND_REQUEST || DatumGetChar(kind) == DGEN_KIND_CALL;
 	}
-	if (request)
+	if (waited_for)
 		dgen_message_deform(tuple, RelationGetDescr(table->rel), parts[part].skip, &msg);
 	if (!dgen_table_delete_wait(table, &tid))
 		return false;
-	if (request)
+	if (waited_for)
 	{
-		dgen_request_reply(module, &msg, NULL,
-						   request_error(ERRCODE_DGEN_STOPPED,
-										 "server \"%s\" was deleted", msg.server));
+		answer_error(module, &msg, ERRCODE_DGEN_STOPPED, "server \"%s\" was deleted");
 		/* the reply may be a message that this very scan is to meet */
 		CommandCounterIncrement();
 	}

@@ -276,7 +276,7 @@ dgen_mailbox_may_have_sent(int64 hash)
 		(sent_to != NULL && hash_search(sent_to, &hash, HASH_FIND, NULL) != NULL);
 }
 
-/* Did this transaction send to the server? Delayed messages do not count. */
+/* Did this transaction send to the server? Delayed messages, and those of others, do not count. */
 bool
 dgen_mailbox_sent_uncommitted(int64 hash)
 {
@@ -497,6 +497,7 @@ dgen_mailbox_append(DgenModule *module, DgenMessage *msg)
 	bool		nulls[DGEN_MESSAGE_NATTS];
 	bool		known;
 
+	check_size(module, msg);
 	(void) dgen_length_add(msg->hash, 1, &known);
 	dgen_bound_publish(msg->hash, dgen_last_message_id());
 	msg->id = dgen_draw_id();
@@ -537,7 +538,7 @@ dgen_mailbox_put_back(DgenModule *module, DgenMessage *msg)
 	dgen_message_form(msg, values, nulls);
 	dgen_table_insert(table, values, nulls, NULL);
 	dgen_table_close(table);
-	remember(msg->id, msg->hash, module, pool_of(msg));
+	remember(msg->id, msg->hash, module, pool_of(msg))->engine = true;
 }
 
 /* ---------------------------------------------------------------- ends */

@@ -210,12 +210,13 @@ dgen_last_message_id(void)
 }
 
 /*
- * The place of a call: the last id drawn by anybody.  Before anybody has drawn
- * one since the server's start it is the end of the last block; to reserve a
- * new one would make the caller look like one who has written.
+ * The place of a call: an id of its own, under which it is kept if it becomes a
+ * message.  Where none is reserved it is the last one drawn, or the end of the
+ * last block: to reserve a new one would make the caller look like one who has
+ * written.
  */
 int64
-dgen_call_place(void)
+dgen_call_place(bool *is_id)
 {
 	DgenDatabase *db = my_database();
 	int64		next;
@@ -225,9 +226,12 @@ dgen_call_place(void)
 
 	SpinLockAcquire(&db->id_lock);
 	next = db->next_id;
+	*is_id = next != 0 && next <= db->id_limit;
+	if (*is_id)
+		db->next_id++;
 	SpinLockRelease(&db->id_lock);
 	if (next != 0)
-		return next - 1;
+		return *is_id ? next : next - 1;
 
 	seq = relation_open(dgen_sequence_oid("message_id"), AccessShareLock);
 	buffer = ReadBuffer(seq, 0);

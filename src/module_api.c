@@ -672,6 +672,7 @@ static const struct
 	{DGEN_T_SERVER, 0, 1, "servers"},
 	{DGEN_T_MESSAGE, -1, 9, "messages"},
 	{DGEN_T_DELAYED, 2, 10, "delayed messages"},
+	{DGEN_T_POSTPONED, 1, 9, "postponed messages"},
 	{DGEN_T_LETTER, 1, 9, "dead letters"},
 	{DGEN_T_ATTEMPT, 1, 2, NULL},
 	{DGEN_T_ATTEMPT, 1, 2, NULL, true},

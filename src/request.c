@@ -68,6 +68,7 @@ typedef enum Place
 	PLACE_UNKNOWN,				/* not looked for yet */
 	PLACE_DELAYED,
 	PLACE_MAILBOX,
+	PLACE_POSTPONED,
 	PLACE_PENDING,				/* handled; somebody will reply */
 	PLACE_REPLIED,				/* with a reply or an error */
 	PLACE_LETTER,				/* dead, and its reply is gone */
@@ -179,6 +180,10 @@ find_in(DgenTableId id, Request *r)
 				take_message(tuple, desc, 0, r);
 				r->place = PLACE_MAILBOX;
 				break;
+			case DGEN_T_POSTPONED:
+				take_message(tuple, desc, 0, r);
+				r->place = PLACE_POSTPONED;
+				break;
 			case DGEN_T_LETTER:
 				take_message(tuple, desc, 0, r);
 				r->error = jsonb_column(tuple, desc, LETTER_ERROR);
@@ -196,7 +201,7 @@ find_in(DgenTableId id, Request *r)
 /*
  * Find out where the request is.  Tables are read in the order in which it
  * moves through them, so that it cannot slip past; only what comes back from
- * the dead letters moves the other way.
+ * the dead letters, or was postponed, moves the other way.
  */
 static void
 locate(Request *r)
@@ -206,6 +211,7 @@ locate(Request *r)
 		if (find_in(DGEN_T_REPLY, r) && r->place == PLACE_REPLIED)
 			return;
 		if (find_in(DGEN_T_DELAYED, r) || find_in(DGEN_T_MESSAGE, r) ||
+			find_in(DGEN_T_POSTPONED, r) || find_in(DGEN_T_MESSAGE, r) ||
 			find_in(DGEN_T_REPLY, r) || find_in(DGEN_T_LETTER, r))
 			return;
 	}
@@ -547,6 +553,25 @@ delete_attempt(int64 id)
 }
 
 /*
+ * Take back a request that was postponed, unless somebody is changing its
+ * server at this moment.
+ */
+static bool
+abandon_postponed(Request *r)
+{
+	DgenModule *module = dgen_module_of(r->server);
+
+	if (!dgen_lease_take(r->hash, false))
+		return false;
+	if (module != NULL)
+		dgen_ring_at_end(module, r->hash);
+	if (!dgen_postponed_delete(r->id))
+		return false;
+	dgen_notify_at_commit(DGEN_WAIT_REPLY, r->id);
+	return true;
+}
+
+/*
  * Take back a request that waits in its mailbox.  False if it is not there any
  * more, or a worker has it in hand: then that worker decides.
  */
@@ -558,6 +583,8 @@ abandon(Request *r)
 	bool		done;
 	bool		known;
 
+	if (r->place == PLACE_POSTPONED)
+		return abandon_postponed(r);
 	if (r->place != PLACE_MAILBOX && r->place != PLACE_DELAYED)
 		return false;
 	table = dgen_table_open(r->place == PLACE_MAILBOX ? DGEN_T_MESSAGE : DGEN_T_DELAYED,
@@ -791,6 +818,8 @@ status_name(Request *r)
 			return "delayed";
 		case PLACE_MAILBOX:
 			return find_in(DGEN_T_ATTEMPT, &other) ? "retrying" : "ready";
+		case PLACE_POSTPONED:
+			return "postponed";
 		case PLACE_PENDING:
 			return "pending";
 		case PLACE_REPLIED:

@@ -31,11 +31,35 @@
 
 /* ---------------------------------------------------------------- answers */
 
-static void
-answer_reply(Batch *b, int call, Jsonb *reply)
+/* The call that an item is, or that its message stands for; or NULL. */
+static DgenCall *
+call_of(Batch *b, BatchItem *item)
 {
-	dgen_call_put_reply(b->calls[call].call, DGEN_CALL_REPLY, reply, VARSIZE(reply));
-	dgen_batch_answer(b, call);
+	return item->msg == NULL ? b->calls[item->call].call : item->kept;
+}
+
+static void
+answer_reply(Batch *b, BatchItem *item, Jsonb *reply)
+{
+	if (item->kept != NULL)
+	{
+		(void) dgen_kept_settle(item->kept, DGEN_CALL_DONE, reply);
+		return;
+	}
+	dgen_call_put_reply(b->calls[item->call].call, DGEN_CALL_REPLY, reply, VARSIZE(reply));
+	dgen_batch_answer(b, item->call);
+}
+
+static void
+answer_failure(Batch *b, BatchItem *item, const DgenError *err)
+{
+	if (item->kept != NULL)
+	{
+		dgen_kept_settle_error(item->kept, err);
+		return;
+	}
+	dgen_call_put_error(b->calls[item->call].call, err);
+	dgen_batch_answer(b, item->call);
 }
 
 static void
@@ -63,11 +87,8 @@ answer_no_server(Batch *b, BatchItem *item, DgenServer *server)
 				 timestamptz_to_str(server->tombstone_until)) :
 		psprintf("Module \"%s\" does not start servers by itself.", b->module->name);
 	err.hint = psprintf("Start it by dgen.start('%s').", server->address);
-	if (item->msg == NULL)
-	{
-		dgen_call_put_error(b->calls[item->call].call, &err);
-		dgen_batch_answer(b, item->call);
-	}
+	if (call_of(b, item) != NULL)
+		answer_failure(b, item, &err);
 	else if (item->msg->kind == 'r')
 		dgen_request_reply(b->module, item->msg, NULL, dgen_error_to_jsonb(&err));
 }
@@ -101,9 +122,9 @@ request_hash(Jsonb *request)
 
 /* Was this request answered before?  Then that is the answer. */
 static bool
-answer_from_key(Batch *b, int call, DgenServer *server)
+answer_from_key(Batch *b, BatchItem *item, DgenServer *server)
 {
-	DgenCall   *c = b->calls[call].call;
+	DgenCall   *c = call_of(b, item);
 	const char *key = c->data + c->key_off;
 	Jsonb	   *request = (Jsonb *) (c->data + c->request_off);
 	int64		kept_hash;
@@ -112,13 +133,17 @@ answer_from_key(Batch *b, int call, DgenServer *server)
 	if (kept == NULL)
 		return false;
 	if (kept_hash == request_hash(request))
-		answer_reply(b, call, kept);
+		answer_reply(b, item, kept);
 	else
-		answer_error(b, call, ERRCODE_DGEN_KEY_REUSED,
-					 psprintf("request_key \"%s\" was used for another request to server \"%s\"",
-							  key, server->address),
-					 pstrdup("Its reply is kept for reply_ttl."),
-					 pstrdup("Use another key for another request."));
+	{
+		DgenError	err = {ERRCODE_DGEN_KEY_REUSED};
+
+		err.message = psprintf("request_key \"%s\" was used for another request to server \"%s\"",
+							   key, server->address);
+		err.detail = pstrdup("Its reply is kept for reply_ttl.");
+		err.hint = pstrdup("Use another key for another request.");
+		answer_failure(b, item, &err);
+	}
 	return true;
 }
 
@@ -141,6 +166,7 @@ fill_activation(Batch *b, BatchItem *item, DgenActivation *act)
 		act->sender_role = item->msg->sender_role;
 		act->message_vsn = item->msg->vsn;
 		act->request_id = item->msg->kind == 'r' ? item->msg->id : 0;
+		act->call = item->kept;
 	}
 	else
 	{
@@ -194,7 +220,11 @@ consume_message(Batch *b, BatchItem *item)
 static void
 deliver(Batch *b, BatchItem *item, DgenActivation *act)
 {
-	if (item->msg != NULL)
+	DgenCall   *c = call_of(b, item);
+
+	if (act->postponed)
+		dgen_keep_item(b, item, true);
+	else if (c == NULL)
 	{
 		if (item->msg->kind == 'r' && act->replied)
 			dgen_request_reply(b->module, item->msg, act->reply, NULL);
@@ -203,16 +233,16 @@ deliver(Batch *b, BatchItem *item, DgenActivation *act)
 	}
 	else if (act->replied)
 	{
-		DgenCall   *c = b->calls[item->call].call;
-
 		if (c->key_off != 0)
 			dgen_reply_store(b->module, dgen_draw_id(), act->server->address,
 							 c->data + c->key_off, request_hash(act->message),
 							 act->sender_role, act->reply, NULL);
-		answer_reply(b, item->call, act->reply);
+		answer_reply(b, item, act->reply);
 	}
+	else if (item->kept != NULL)
+		(void) dgen_kept_settle(c, DGEN_CALL_DEFERRED, NULL);
 	else
-		dgen_deferred_call(b, item->call);
+		(void) dgen_deferred_call(b, item->call, DGEN_CALL_DEFERRED);
 	if (act->exited)
 		answer_stopped(b, item, act->reason);
 }
@@ -322,6 +352,38 @@ call_waits(Batch *b, int lease)
 	return false;
 }
 
+/* A call that was kept, for its caller and in the incarnation that kept it. */
+static bool
+begin_kept(Batch *b, BatchItem *item)
+{
+	DgenServer *server = b->servers[item->server].server;
+
+	switch (dgen_kept_begin(item->msg->token, &item->kept))
+	{
+		case DGEN_KEPT_BEGUN:
+			break;
+		case DGEN_KEPT_GONE:
+			return false;
+		case DGEN_KEPT_BUSY:
+			/* somebody's dgen.reply() may yet be rolled back */
+			dgen_mailbox_put_back(b->module, item->msg);
+			put_off(b, item);
+			return false;
+	}
+	if (!server->active || item->msg->incarnation != server->incarnation)
+	{
+		DgenError	err = {ERRCODE_DGEN_STOPPED};
+
+		err.message = psprintf("server \"%s\" has stopped", server->address);
+		err.detail = pstrdup("It stopped while the call waited for it.");
+		err.hint = psprintf("Call again, or start it by dgen.start('%s').", server->address);
+		answer_failure(b, item, &err);
+		return false;
+	}
+	dgen_worker_set_call(item->kept->id);
+	return item->kept->key_off == 0 || !answer_from_key(b, item, server);
+}
+
 /*
  * Is a message that was taken out of the mailbox still to be handled?  Not if
  * it was for an incarnation that has ended, or of a timer that no longer
@@ -332,8 +394,15 @@ is_current(Batch *b, BatchItem *item, struct DgenTimer *timer)
 {
 	DgenServer *server = b->servers[item->server].server;
 
+	if (item->msg->kind == DGEN_KIND_CALL)
+		return begin_kept(b, item);
 	if (!dgen_message_is_for(item->msg, server))
 		return false;
+	if (item->msg->id == server->continue_id)
+	{
+		server->continue_id = 0;
+		server->dirty = true;
+	}
 	if (item->msg->kind == DGEN_KIND_TIMEOUT)
 		return dgen_timeout_wake(b->module, server, item->msg, call_waits(b, item->lease));
 	return dgen_timer_go_on(b->module, item->msg, timer);
@@ -384,19 +453,31 @@ take_message(Batch *b, BatchItem *item)
 	return is_current(b, item, timer);
 }
 
+/* Has what comes before the rest of its mailbox been sent in this batch, or is it held up? */
+static bool
+must_wait(Batch *b, BatchItem *item)
+{
+	BatchServer *bs = &b->servers[item->server];
+	BatchLease *lease = &b->leases[item->lease];
+
+	if (!bs->blocked && !bs->server->ahead)
+		return false;
+	if (item->msg != NULL)
+		lease->low = Min(lease->low, item->msg->id);
+	/* what was cancelled sets a time to look again */
+	if (!bs->blocked)
+		lease->more = true;
+	return true;
+}
+
 /* Is there anything to run?  Ends what has expired, been cancelled or answered. */
 static bool
 begin_item(Batch *b, BatchItem *item)
 {
 	DgenServer *server = b->servers[item->server].server;
 
-	if (b->servers[item->server].blocked)
-	{
-		/* a cancel of an earlier message is under way: nothing may overtake it */
-		if (item->msg != NULL)
-			b->leases[item->lease].low = Min(b->leases[item->lease].low, item->msg->id);
+	if (must_wait(b, item))
 		return false;
-	}
 	if (item->msg != NULL)
 		return take_message(b, item);
 	if (!dgen_call_begin(b->calls[item->call].call))
@@ -413,7 +494,7 @@ begin_item(Batch *b, BatchItem *item)
 		return false;
 	}
 	if (b->calls[item->call].call->key_off != 0 &&
-		answer_from_key(b, item->call, server))
+		answer_from_key(b, item, server))
 		return false;
 	return true;
 }
@@ -443,6 +524,8 @@ run_item(Batch *b, int i)
 		if (item->msg != NULL)
 			dgen_hand_clear();
 	}
+	else if (item->consumed && item->attempts > 0)
+		dgen_failure_forget(b, b->servers[item->server].server, item->msg->id);
 	dgen_worker_set_call(0);
 	/* cursors that were left open; nothing of ours runs in a portal */
 	PortalHashTableDeleteAll();

@@ -522,6 +522,53 @@ may_cancel(DgenMessage *msg)
 	return module != NULL && dgen_module_may_operate(module);
 }
 
+static void
+check_may_cancel(DgenMessage *msg)
+{
+	if (!may_cancel(msg))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to cancel message %lld", (long long) msg->id),
+				 errdetail("It was sent by another role."),
+				 errhint("Its sender, or an operator of its module, can cancel it.")));
+}
+
+/* Tell a caller whose call is a message by now. */
+static void
+answer_cancelled(DgenMessage *msg)
+{
+	DgenError	err = {ERRCODE_DGEN_TIMEOUT};
+
+	if (msg->kind != DGEN_KIND_CALL)
+		return;
+	err.message = psprintf("call to server \"%s\" was cancelled", msg->server);
+	err.detail = pstrdup("It was not handled.");
+	dgen_kept_fail(msg->token, &err);
+}
+
+/* Postponed messages are written under their server's lease only. */
+static bool
+cancel_postponed(int64 message_id)
+{
+	DgenMessage msg;
+	DgenModule *module;
+
+	if (!dgen_postponed_find(message_id, &msg))
+		return false;
+	check_may_cancel(&msg);
+	dgen_batch_touch(msg.hash);
+	(void) dgen_lease_take(msg.hash, true);
+	module = dgen_module_of(msg.server);
+	if (module != NULL)
+		dgen_ring_at_end(module, msg.hash);
+	/* it may have gone back to the mailbox while we waited */
+	if (!dgen_postponed_delete(message_id))
+		return false;
+	answer_cancelled(&msg);
+	dgen_notify_at_commit(DGEN_WAIT_REPLY, message_id);
+	return true;
+}
+
 static bool
 cancel_in(DgenTableId id, int skip, int64 message_id)
 {
@@ -540,12 +587,8 @@ cancel_in(DgenTableId id, int skip, int64 message_id)
 	if (found)
 		dgen_message_deform(tuple, RelationGetDescr(table->rel), skip, &msg);
 	dgen_scan_end(scan);
-	if (found && !may_cancel(&msg))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied to cancel message %lld", (long long) message_id),
-				 errdetail("It was sent by another role."),
-				 errhint("Its sender, or an operator of its module, can cancel it.")));
+	if (found)
+		check_may_cancel(&msg);
 	if (found && msg.kind == DGEN_KIND_TIMEOUT)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -560,6 +603,7 @@ cancel_in(DgenTableId id, int skip, int64 message_id)
 		CommandCounterIncrement();
 		dgen_timer_ended(dgen_module_of(msg.server), &msg);
 		dgen_attempt_delete(message_id);
+		answer_cancelled(&msg);
 		dgen_notify_at_commit(DGEN_WAIT_REPLY, message_id);
 		if (skip == 0)
 			dgen_length_add(msg.hash, -1, &known);
@@ -589,5 +633,6 @@ dgen_cancel(PG_FUNCTION_ARGS)
 				 errmsg("id of a message must not be null")));
 	check_may_send();
 	id = PG_GETARG_INT64(0);
-	PG_RETURN_BOOL(cancel_in(DGEN_T_MESSAGE, 0, id) || cancel_in(DGEN_T_DELAYED, 1, id));
+	PG_RETURN_BOOL(cancel_in(DGEN_T_MESSAGE, 0, id) || cancel_in(DGEN_T_DELAYED, 1, id) ||
+				   cancel_postponed(id) || cancel_in(DGEN_T_MESSAGE, 0, id));
 }

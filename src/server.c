@@ -562,7 +562,7 @@ dgen_cache_store(DgenServer *server)
 			copy.attributes = palloc(VARSIZE(server->attributes));
 			memcpy(copy.attributes, server->attributes, VARSIZE(server->attributes));
 		}
-		copy.dirty = copy.state_changed = copy.read = copy.recent = false;
+		copy.dirty = copy.state_changed = copy.read = copy.recent = copy.ahead = false;
 		if (entry != NULL)
 		{
 			cache_used -= entry->size;

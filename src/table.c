@@ -42,7 +42,8 @@
 
 static const char *const table_names[DGEN_NTABLES] = {
 	"installation", "adoption", "module", "server", "message", "delayed",
-	"attempt", "letter", "reply", "dedup", "patch", "tombstone", "timer"
+	"attempt", "letter", "reply", "dedup", "patch", "tombstone", "timer",
+	"postponed"
 };
 
 /*
@@ -62,7 +63,8 @@ static const AttrNumber index_specs[DGEN_NTABLES][MAX_SPECS][3] = {
 	[DGEN_T_DEDUP] = {{1, 2}, {4}},
 	[DGEN_T_PATCH] = {{1, 2}},
 	[DGEN_T_TOMBSTONE] = {{1}, {2}},
-	[DGEN_T_TIMER] = {{1, 2}, {3}}
+	[DGEN_T_TIMER] = {{1, 2}, {3}},
+	[DGEN_T_POSTPONED] = {{1}, {9, 1}}
 };
 
 /* how many columns of each table this library knows; a later version may add some */
@@ -79,7 +81,8 @@ static const int column_counts[DGEN_NTABLES] = {
 	[DGEN_T_DEDUP] = 4,
 	[DGEN_T_PATCH] = 3,
 	[DGEN_T_TOMBSTONE] = 2,
-	[DGEN_T_TIMER] = 11
+	[DGEN_T_TIMER] = 11,
+	[DGEN_T_POSTPONED] = 18
 };
 
 /* rows that go into the table together, some pages of them */
