@@ -11,15 +11,24 @@
 #include "dgen.h"
 
 #include "common/int.h"
+#include "utils/memutils.h"
 
-/* The JSON value null. */
+/* The JSON value null, made once for the process: not to be changed or freed. */
 Jsonb *
 dgen_json_null(void)
 {
-	JsonbValue	v;
+	static Jsonb *null = NULL;
 
-	v.type = jbvNull;
-	return JsonbValueToJsonb(&v);
+	if (null == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+		JsonbValue	v;
+
+		v.type = jbvNull;
+		null = JsonbValueToJsonb(&v);
+		MemoryContextSwitchTo(old);
+	}
+	return null;
 }
 
 /* A jsonb argument, detoasted, in the current memory context. */

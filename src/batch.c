@@ -242,6 +242,29 @@ give_back(Batch *b)
 	b->nleases = b->ncalls = 0;
 }
 
+static int	wanted = DGEN_MAX_BATCH;
+
+/* How many entries the next batch should take. */
+int
+dgen_batch_wanted(void)
+{
+	return wanted;
+}
+
+/*
+ * Where mailboxes are long a few fill a batch, and to take and give back many
+ * more is wasted: take twice as many as had room in the last one that was
+ * full, and twice that while all find room.
+ */
+static void
+note_wanted(Batch *b, int nused)
+{
+	if (nused == b->nleases)
+		wanted = Max(wanted, Min(2 * nused, DGEN_MAX_BATCH));
+	else if (b->nitems >= b->max_items && b->mode == BATCH_ALL)
+		wanted = 2 * nused;
+}
+
 /*
  * After the cut: entries that have no part in this batch need not wait for
  * its handlers, which may take long.
@@ -250,9 +273,14 @@ static void
 give_back_idle(Batch *b)
 {
 	bool		used[DGEN_MAX_BATCH] = {false};
+	int			nused = 0;
 
 	for (int i = 0; i < b->nitems; i++)
+	{
+		nused += !used[b->items[i].lease];
 		used[b->items[i].lease] = true;
+	}
+	note_wanted(b, nused);
 	for (int i = 0; i < b->nleases; i++)
 	{
 		if (used[i] || b->leases[i].gone)

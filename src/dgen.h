@@ -1114,6 +1114,7 @@ extern void dgen_deferred_subxact(SubXactEvent event, SubTransactionId my, SubTr
 
 /* --------------------------------------------------------- batch.c, worker.c */
 extern void dgen_batch_serve(int pool, DgenTaken *taken, int n, int32 module_id);
+extern int	dgen_batch_wanted(void);
 extern void dgen_batch_flush(void); /* pending states, before a read through the API */
 extern bool dgen_batch_unflushed(void);
 extern DgenServer *dgen_batch_server(const char *address);

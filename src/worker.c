@@ -353,7 +353,7 @@ serve(void)
 	int32		module_id;
 	int			n;
 
-	n = dgen_ready_take(my_pool, reserve_slow(), DGEN_MAX_BATCH, taken, &module_id);
+	n = dgen_ready_take(my_pool, reserve_slow(), dgen_batch_wanted(), taken, &module_id);
 	if (n == 0 || !dgen_pace_is_slow(MyDatabaseId, module_id))
 		release_slow();
 	if (n == 0)
