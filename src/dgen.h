@@ -318,6 +318,10 @@ typedef struct DgenTable
 	Relation	rel;
 	int			ncolumns;		/* those that this library knows */
 	BlockNumber nblocks;		/* when it was opened: the lock keeps it from shrinking */
+	DgenTableId id;
+	LOCKMODE	index_lockmode;
+	bool		indexes_wait;	/* to be opened at their first use, */
+	ResourceOwner owner;		/* for this one */
 	int			nindexes;		/* all that take entries, in any order */
 	Relation	indexes[DGEN_MAX_INDEXES];
 	struct IndexInfo *infos[DGEN_MAX_INDEXES];
@@ -353,8 +357,8 @@ extern Oid	dgen_sequence_oid(const char *name);
 extern Oid	dgen_extension_owner(void);
 
 /*
- * Opens a table and its indexes; lock is kept to the end of the transaction.
- * The DgenTable is palloc'd in the current context.
+ * Opens a table, its indexes when they are first used; locks are kept to the
+ * end of the transaction.  The DgenTable is palloc'd in the current context.
  */
 extern DgenTable *dgen_table_open(DgenTableId id, LOCKMODE lockmode);
 extern void dgen_table_close(DgenTable *table);
@@ -636,6 +640,7 @@ extern void dgen_forget_ids(void);	/* CREATE EXTENSION made a new sequence */
 typedef struct DgenBounds DgenBounds;
 extern DgenBounds *dgen_bounds_read(void);	/* before a cut; palloc'd */
 extern int64 dgen_bounds_limit(DgenBounds *bounds, int64 hash); /* no lower id may still appear below it */
+extern int64 dgen_bounds_last(DgenBounds *bounds);
 extern int64 dgen_mark_get(int64 hash, uint32 *generation);
 extern void dgen_mark_advance(int64 hash, int64 mark, uint32 generation);
 extern void dgen_mark_lower(int64 hash, int64 mark);

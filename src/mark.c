@@ -96,6 +96,7 @@ typedef struct MarkShared
 
 struct DgenBounds
 {
+	int64		last;			/* the last id drawn */
 	int64		limit;			/* for every server */
 	int			n;
 	int			size;
@@ -430,7 +431,8 @@ dgen_bounds_read(void)
 	b->hashes = palloc(b->size * sizeof(int64));
 	b->limits = palloc(b->size * sizeof(int64));
 
-	b->limit = dgen_last_message_id() + 1;
+	b->last = dgen_last_message_id();
+	b->limit = b->last + 1;
 	pg_memory_barrier();
 	for (int i = 0; i < shared->npublishers; i++)
 	{
@@ -458,6 +460,13 @@ dgen_bounds_read(void)
 	}
 	pg_memory_barrier();
 	return b;
+}
+
+/* The last id that was drawn before the cut; what is above it comes later. */
+int64
+dgen_bounds_last(DgenBounds *bounds)
+{
+	return bounds->last;
 }
 
 /*

@@ -351,6 +351,30 @@ lock_pool(Oid database, Oid owner, DgenPoolKind kind)
 	return pool;
 }
 
+/*
+ * Whom to wake once the pool's lock is free: a worker that was woken before
+ * would only go to sleep again on that lock.
+ */
+static int	sleepers[16];
+static int	nsleepers = 0;
+
+static void
+wake_later(int procno)
+{
+	if (nsleepers < lengthof(sleepers))
+		sleepers[nsleepers++] = procno;
+	else
+		SetLatch(&ProcGlobal->allProcs[procno].procLatch);
+}
+
+static void
+unlock_pool(DgenPool *pool)
+{
+	LWLockRelease(&pool->lock);
+	while (nsleepers > 0)
+		SetLatch(&ProcGlobal->allProcs[sleepers[--nsleepers]].procLatch);
+}
+
 /* Wake a worker that sleeps, if there is one.  Caller holds the pool's lock. */
 static bool
 wake_sleeper(DgenPool *pool)
@@ -365,7 +389,7 @@ wake_sleeper(DgenPool *pool)
 		if (slot->pool == self && pg_atomic_read_u32(&slot->idle) == 1 &&
 			pg_atomic_compare_exchange_u32(&slot->idle, &idle, 0))
 		{
-			SetLatch(&ProcGlobal->allProcs[slot->pgprocno].procLatch);
+			wake_later(slot->pgprocno);
 			return true;
 		}
 	}
@@ -426,7 +450,7 @@ dgen_ready_ring(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int
 			i = new_entry(pool, module_id, hash);
 		if (i != DGEN_NONE)
 			ring_entry(pool, i);
-		LWLockRelease(&pool->lock);
+		unlock_pool(pool);
 	}
 	if (i == DGEN_NONE)
 	{
@@ -476,7 +500,7 @@ dgen_ready_add_call(Oid owner, DgenCall *call, dsa_pointer self)
 		append_call(&ready->entries[i], call, self);
 		ring_entry(pool, i);
 	}
-	LWLockRelease(&pool->lock);
+	unlock_pool(pool);
 	return i != DGEN_NONE;
 }
 
@@ -514,7 +538,7 @@ dgen_ready_withdraw(DgenCall *call, dsa_pointer self)
 			prev = p;
 		}
 	}
-	LWLockRelease(&pool->lock);
+	unlock_pool(pool);
 	return found;
 }
 
@@ -534,7 +558,7 @@ dgen_ready_stop_calls(Oid database, Oid owner, int32 module_id, int64 hash)
 	/* by their ids: to look at the calls might map memory, which can fail */
 	if (i != DGEN_NONE)
 		ready->entries[i].stopped_id = pg_atomic_read_u64(&dgen_shared->next_call_id);
-	LWLockRelease(&pool->lock);
+	unlock_pool(pool);
 }
 
 /* ---------------------------------------------------------------- workers */
@@ -591,7 +615,7 @@ dgen_ready_take(int poolno, bool allow_slow, int max, DgenTaken *taken, int32 *m
 	/* what is left wants another worker */
 	if (pool->nready > 0 && n > 0)
 		wake_worker(pool);
-	LWLockRelease(&pool->lock);
+	unlock_pool(pool);
 	return n;
 }
 
@@ -640,7 +664,7 @@ dgen_ready_give_back(int poolno, DgenTaken *taken, bool more, TimestampTz park_u
 	}
 	else
 		free_entry(pool, taken->entry);
-	LWLockRelease(&pool->lock);
+	unlock_pool(pool);
 }
 
 /* Queue what was parked until now; returns when the next one is due. */
@@ -666,7 +690,7 @@ dgen_ready_unpark(int poolno, TimestampTz now)
 			pool->park_due = Min(pool->park_due, ready->entries[i].park_until);
 	}
 	due = pool->park_due;
-	LWLockRelease(&pool->lock);
+	unlock_pool(pool);
 	return due;
 }
 
@@ -688,7 +712,7 @@ dgen_ready_ring_module(Oid database, Oid owner, int32 module_id)
 			if (ready->entries[i].module_id == module_id)
 				ring_entry(pool, i);
 		}
-		LWLockRelease(&pool->lock);
+		unlock_pool(pool);
 	}
 }
 
@@ -732,6 +756,6 @@ dgen_ready_calls(Oid database, DgenCalls *calls)
 		LWLockAcquire(&pool->lock, LW_SHARED);
 		if (pool->used && pool->database == database)
 			collect_calls(pool, calls);
-		LWLockRelease(&pool->lock);
+		unlock_pool(pool);
 	}
 }

@@ -36,6 +36,7 @@
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -269,27 +270,50 @@ DgenTable *
 dgen_table_open(DgenTableId id, LOCKMODE lockmode)
 {
 	DgenTable  *table = palloc0(sizeof(DgenTable));
-	/* as the executor locks them; a standby refuses more to who only reads */
-	LOCKMODE	index_lockmode = lockmode == AccessShareLock ? AccessShareLock : RowExclusiveLock;
-	List	   *indexes;
-	ListCell   *lc;
 
 	table->rel = table_open(dgen_table_oid(id), lockmode);
 	check_columns(table, id);
+	table->id = id;
+	/* as the executor locks them; a standby refuses more to who only reads */
+	table->index_lockmode = lockmode == AccessShareLock ? AccessShareLock : RowExclusiveLock;
+	table->indexes_wait = true;
+	table->owner = CurrentResourceOwner;
 	table->nblocks = InvalidBlockNumber;
 	memset(table->scannable, -1, sizeof(table->scannable));
+	return table;
+}
+
+/*
+ * Open the indexes, which many uses of a table can do without: rows that are
+ * found and updated by TID, messages that are deleted.  They live as long as
+ * the table, also where a subtransaction needs them first.
+ */
+static void
+need_indexes(DgenTable *table)
+{
+	ResourceOwner save_owner = CurrentResourceOwner;
+	MemoryContext old;
+	List	   *indexes;
+	ListCell   *lc;
+
+	if (!table->indexes_wait)
+		return;
+	CurrentResourceOwner = table->owner;
+	old = MemoryContextSwitchTo(GetMemoryChunkContext(table));
 	indexes = RelationGetIndexList(table->rel);
 	foreach(lc, indexes)
 	{
-		Relation	index = index_open(lfirst_oid(lc), index_lockmode);
+		Relation	index = index_open(lfirst_oid(lc), table->index_lockmode);
 
 		if (index->rd_index->indisready)
-			add_index(table, id, index);
+			add_index(table, table->id, index);
 		else
 			index_close(index, NoLock);
 	}
 	list_free(indexes);
-	return table;
+	table->indexes_wait = false;
+	MemoryContextSwitchTo(old);
+	CurrentResourceOwner = save_owner;
 }
 
 /* Close; the locks stay until the transaction ends. */
@@ -311,6 +335,7 @@ insert_index_entries(DgenTable *table, TupleTableSlot *slot, bool unchanged)
 	Datum		values[INDEX_MAX_KEYS];
 	bool		nulls[INDEX_MAX_KEYS];
 
+	need_indexes(table);
 	for (int i = 0; i < table->nindexes; i++)
 	{
 		Relation	index = table->indexes[i];
@@ -471,8 +496,10 @@ DgenScan *
 dgen_scan_begin(DgenTable *table, int index, Snapshot snapshot, int nkeys, ScanKey keys)
 {
 	DgenScan   *scan = palloc(sizeof(DgenScan));
-	int			i = table->scannable[index];
+	int			i;
 
+	need_indexes(table);
+	i = table->scannable[index];
 	if (i < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
