@@ -9,7 +9,7 @@ GRANT USAGE ON SCHEMA dgen TO PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA dgen FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA dgen FROM PUBLIC;
 GRANT SELECT ON dgen.servers, dgen.messages, dgen.modules, dgen.dead_letters, dgen.workers,
-	dgen.progress_migrate TO PUBLIC;
+	dgen.progress_migrate, dgen.names, dgen.groups, dgen.monitors TO PUBLIC;
 
 /* What a dump carries.  Not dgen.installation: a restored copy must know that it is one. */
 SELECT pg_extension_config_dump('dgen.adoption', '');
@@ -25,5 +25,8 @@ SELECT pg_extension_config_dump('dgen.patch', '');
 SELECT pg_extension_config_dump('dgen.tombstone', '');
 SELECT pg_extension_config_dump('dgen.timer', '');
 SELECT pg_extension_config_dump('dgen.postponed', '');
+SELECT pg_extension_config_dump('dgen.monitor', '');
+SELECT pg_extension_config_dump('dgen.name', '');
+SELECT pg_extension_config_dump('dgen.member', '');
 SELECT pg_extension_config_dump('dgen.module_id', '');
 SELECT pg_extension_config_dump('dgen.message_id', '');

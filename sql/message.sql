@@ -151,7 +151,7 @@ CREATE FUNCTION dgen.kind()
 	RETURNS text LANGUAGE C STABLE
 	AS 'MODULE_PATHNAME', 'dgen_kind';
 COMMENT ON FUNCTION dgen.kind() IS
-	'in a handler: what it handles: call, cast, info, reply, query, init and so on; cannot be forged by a sender';
+	'in a handler: what it handles: call, cast, info, reply, DOWN, query, init and so on; cannot be forged by a sender';
 
 CREATE FUNCTION dgen.sender()
 	RETURNS text LANGUAGE C STABLE
@@ -188,6 +188,12 @@ CREATE FUNCTION dgen.now()
 	AS 'MODULE_PATHNAME', 'dgen_now';
 COMMENT ON FUNCTION dgen.now() IS
 	'the time when the running activation began; outside of handlers the clock''s';
+
+CREATE FUNCTION dgen.deadline()
+	RETURNS timestamptz LANGUAGE C STABLE
+	AS 'MODULE_PATHNAME', 'dgen_deadline';
+COMMENT ON FUNCTION dgen.deadline() IS
+	'in a handler: when the caller gives up, also of the handler that called this one; null if nobody does';
 
 CREATE FUNCTION dgen.reply("from" text, reply jsonb)
 	RETURNS void LANGUAGE C

@@ -3,7 +3,7 @@
  * Nobody but the library writes these tables: no role is granted anything on
  * them, and the library writes them below the executor.  They have no
  * triggers, foreign keys, checks, partial or expression indexes, which is
- * what lets it do so.  All text keys use the C collation, so that an order in
+ * what lets it do so (and it scans no index but btrees).  All text keys use the C collation, so that an order in
  * C and an order in an index are the same order.
  */
 
@@ -90,7 +90,7 @@ CREATE TABLE dgen.server (
 	state jsonb,						-- as of base_version
 	base_version bigint NOT NULL,
 	patch_bytes bigint NOT NULL,		-- of dgen.patch's rows behind it
-	monitored boolean NOT NULL,			-- rows in dgen.monitor may name this server
+	monitored boolean NOT NULL,			-- rows in dgen.monitor, name or member may name its incarnation
 	supervised boolean NOT NULL,		-- it is a child of a supervisor
 	postponed integer,					-- rows of dgen.postponed may be its: so many at most
 	crashes integer,					-- errors in a row, of a module with on_crash_loop
@@ -318,3 +318,68 @@ CREATE TABLE dgen.tombstone (
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1);
 CREATE INDEX tombstone_server_idx ON dgen.tombstone (server);
 CREATE INDEX tombstone_expires_idx ON dgen.tombstone (expires_at);
+
+/*
+ * Who watches whom.  ref is of the messages' sequence, and lower than the id
+ * of the DOWN.  A row goes when either incarnation ends.
+ */
+CREATE TABLE dgen.monitor (
+	ref bigint NOT NULL,
+	server text COLLATE "C" NOT NULL,
+	watcher text COLLATE "C" NOT NULL,
+	incarnation bigint NOT NULL,		-- of the watcher
+	set_at timestamptz NOT NULL,
+	PRIMARY KEY (ref)
+);
+CREATE INDEX monitor_server_idx ON dgen.monitor (server);
+CREATE INDEX monitor_watcher_idx ON dgen.monitor (watcher);
+
+/* Names of servers.  incarnation: the name goes with it; null: it is permanent. */
+CREATE TABLE dgen.name (
+	name text COLLATE "C" NOT NULL,
+	server text COLLATE "C" NOT NULL,
+	incarnation bigint,
+	metadata jsonb,
+	registered_at timestamptz NOT NULL,
+	registered_by text COLLATE "C" NOT NULL,
+	PRIMARY KEY (name)
+);
+CREATE INDEX name_server_idx ON dgen.name (server);
+
+/*
+ * View dgen.names is a security barrier, which only leakproof operators get
+ * past; jsonb's own @> is not marked as one.  This one is, and searches like
+ * class jsonb_path_ops.
+ */
+CREATE FUNCTION dgen.metadata_contains(metadata jsonb, pattern jsonb)
+RETURNS boolean LANGUAGE c IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'dgen_metadata_contains';
+COMMENT ON FUNCTION dgen.metadata_contains(jsonb, jsonb) IS
+'does the metadata contain the pattern? Operator @> of this schema';
+CREATE OPERATOR dgen.@> (
+	LEFTARG = jsonb, RIGHTARG = jsonb, FUNCTION = dgen.metadata_contains,
+	RESTRICT = matchingsel, JOIN = matchingjoinsel
+);
+COMMENT ON OPERATOR dgen.@> (jsonb, jsonb) IS
+'contains, as jsonb''s own; leakproof, so that view dgen.names can use its index';
+CREATE OPERATOR CLASS dgen.metadata_ops FOR TYPE jsonb USING gin AS
+	OPERATOR 7 dgen.@>(jsonb, jsonb),
+	FUNCTION 1 btint4cmp(integer, integer),
+	FUNCTION 2 gin_extract_jsonb_path(jsonb, internal, internal),
+	FUNCTION 3 gin_extract_jsonb_query_path(jsonb, internal, smallint, internal, internal, internal, internal),
+	FUNCTION 4 gin_consistent_jsonb_path(internal, smallint, jsonb, integer, internal, internal, internal, internal),
+	FUNCTION 6 gin_triconsistent_jsonb_path(internal, smallint, jsonb, integer, internal, internal, internal),
+	STORAGE integer;
+CREATE INDEX name_metadata_idx ON dgen.name USING gin (metadata dgen.metadata_ops)
+	WITH (fastupdate = off);
+
+/* Members of groups; incarnation as in dgen.name, and in the same place. */
+CREATE TABLE dgen.member (
+	name text COLLATE "C" NOT NULL,		-- of the group
+	server text COLLATE "C" NOT NULL,
+	incarnation bigint,
+	joined_at timestamptz NOT NULL,
+	joined_by text COLLATE "C" NOT NULL,
+	PRIMARY KEY (name, server)
+);
+CREATE INDEX member_server_idx ON dgen.member (server);

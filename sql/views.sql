@@ -200,7 +200,7 @@ COMMENT ON VIEW dgen.messages IS
 'messages that wait, with delayed and postponed ones, and calls that no worker has taken yet (see dgen.workers for those in hand); of modules that the current user may read';
 COMMENT ON COLUMN dgen.messages.id IS 'id, for dgen.discard() and dgen.cancel(); null for a call, which is no row unless it was postponed';
 COMMENT ON COLUMN dgen.messages.server IS 'address of the server it was sent to';
-COMMENT ON COLUMN dgen.messages.kind IS 'call, cast, info, request, reply (to a request of the server), continue, or effect, which the server has promised by dgen.after_commit()';
+COMMENT ON COLUMN dgen.messages.kind IS 'call, cast, info, request, reply (to a request of the server), DOWN, continue, or effect, which the server has promised by dgen.after_commit()';
 COMMENT ON COLUMN dgen.messages.priority IS '1 high, 0 normal, -1 low';
 COMMENT ON COLUMN dgen.messages.status IS 'ready; delayed until due_at; postponed until its server changes; or retrying: it has failed and waits for its next attempt';
 COMMENT ON COLUMN dgen.messages.sent_at IS 'when it was sent';
@@ -236,7 +236,7 @@ COMMENT ON VIEW dgen.dead_letters IS
 'messages that were given up; of modules that the current user may read';
 COMMENT ON COLUMN dgen.dead_letters.id IS 'id of the message, for dgen.requeue() and dgen.discard()';
 COMMENT ON COLUMN dgen.dead_letters.server IS 'address of the server it was sent to';
-COMMENT ON COLUMN dgen.dead_letters.kind IS 'cast, info, request, reply, continue or effect';
+COMMENT ON COLUMN dgen.dead_letters.kind IS 'cast, info, request, reply, DOWN, continue or effect';
 COMMENT ON COLUMN dgen.dead_letters.priority IS '1 high, 0 normal, -1 low';
 COMMENT ON COLUMN dgen.dead_letters.message IS 'the message, as the module''s format_message shows it';
 COMMENT ON COLUMN dgen.dead_letters.context IS 'dgen.context of the sender';
@@ -262,3 +262,47 @@ COMMENT ON COLUMN dgen.workers.batches IS 'batches that it has committed';
 COMMENT ON COLUMN dgen.workers.activations IS 'messages and calls that it has handled';
 COMMENT ON COLUMN dgen.workers.serialization_retries IS 'serialization failures and deadlocks that it has retried';
 COMMENT ON COLUMN dgen.workers.batch_size IS 'activations of the last batch';
+
+CREATE VIEW dgen.names WITH (security_barrier) AS
+	SELECT n.name, n.server, n.metadata, n.incarnation IS NULL AS permanent,
+		n.registered_at, n.registered_by
+	FROM dgen.name n
+	WHERE dgen.may_read(n.server);
+COMMENT ON VIEW dgen.names IS
+'registered names; of modules that the current user may read';
+COMMENT ON COLUMN dgen.names.name IS 'the name';
+COMMENT ON COLUMN dgen.names.server IS 'address that it stands for';
+COMMENT ON COLUMN dgen.names.metadata IS 'what was said of it; see dgen.find_names()';
+COMMENT ON COLUMN dgen.names.permanent IS 'it stays when the server''s incarnation ends';
+COMMENT ON COLUMN dgen.names.registered_at IS 'since when';
+COMMENT ON COLUMN dgen.names.registered_by IS 'role that registered it';
+
+/* Becomes part of the query that calls it, which then uses the index. */
+CREATE FUNCTION dgen.find_names(metadata jsonb)
+RETURNS SETOF dgen.names LANGUAGE sql STABLE PARALLEL UNSAFE
+AS $$ SELECT n.* FROM dgen.names n WHERE n.metadata OPERATOR(dgen.@>) $1 $$;
+COMMENT ON FUNCTION dgen.find_names(jsonb) IS
+'rows of dgen.names whose metadata contains this';
+
+CREATE VIEW dgen.groups WITH (security_barrier) AS
+	SELECT m.name, m.server, m.incarnation IS NULL AS permanent, m.joined_at, m.joined_by
+	FROM dgen.member m
+	WHERE dgen.may_read(m.server);
+COMMENT ON VIEW dgen.groups IS
+'members of groups; of modules that the current user may read';
+COMMENT ON COLUMN dgen.groups.name IS 'name of the group';
+COMMENT ON COLUMN dgen.groups.server IS 'address of the member';
+COMMENT ON COLUMN dgen.groups.permanent IS 'it stays a member when its incarnation ends';
+COMMENT ON COLUMN dgen.groups.joined_at IS 'since when';
+COMMENT ON COLUMN dgen.groups.joined_by IS 'role that made it a member';
+
+CREATE VIEW dgen.monitors WITH (security_barrier) AS
+	SELECT m.ref, m.server, m.watcher, m.set_at
+	FROM dgen.monitor m
+	WHERE dgen.may_read(m.watcher) OR dgen.may_read(m.server);
+COMMENT ON VIEW dgen.monitors IS
+'who watches whom, where the current user may read the module of either';
+COMMENT ON COLUMN dgen.monitors.ref IS 'what dgen.monitor() returned';
+COMMENT ON COLUMN dgen.monitors.server IS 'address of the server that is watched';
+COMMENT ON COLUMN dgen.monitors.watcher IS 'address of the server that gets the DOWN';
+COMMENT ON COLUMN dgen.monitors.set_at IS 'since when';

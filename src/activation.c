@@ -106,6 +106,7 @@ fill_scope(DgenActivation *act, DgenScope *scope)
 	scope->server = act->server->address;
 	scope->hash = act->server->hash;
 	scope->incarnation = act->server->incarnation;
+	scope->row = act->server;
 	scope->kind = act->kind;
 	scope->call = act->call;
 	scope->request_id = act->request_id;
@@ -113,6 +114,11 @@ fill_scope(DgenActivation *act, DgenScope *scope)
 	scope->sender_role = act->sender_role;
 	scope->message_vsn = act->message_vsn;
 	scope->context = act->context;
+	/* whoever waits for the caller waits for what it calls, too */
+	if (act->call != NULL && act->call->deadline != DT_NOEND)
+		scope->deadline = act->call->deadline;
+	else if (dgen_scope != NULL)
+		scope->deadline = dgen_scope->deadline;
 }
 
 /*
@@ -258,6 +264,8 @@ end_incarnation(DgenModule *module, DgenServer *server, const char *reason)
 	}
 	if (module->delete_on_stop && !server->suspended && !server->failing)
 		server->erased = true;
+	dgen_notify_at_commit(DGEN_WAIT_STATE, server->hash);
+	(void) dgen_ties_end(server, reason, false);
 }
 
 static void

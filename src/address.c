@@ -27,9 +27,26 @@ dgen_address_hash(const char *s, int len)
 	return hash == 0 ? 1 : (int64) hash;
 }
 
+/* Put the address in place of a registered name; OT003 if nobody has it. */
+static void
+resolve_name(const char *s, int len, DgenAddress *out)
+{
+	char	   *name = pnstrdup(s, len);
+	char	   *address = dgen_name_lookup(name);
+
+	if (address == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_NO_SERVER),
+				 errmsg("no server is registered under the name \"%s\"", name),
+				 errhint("An address is written module/key; a name without \"/\" is given to one by dgen.register().")));
+	dgen_address_parse(address, strlen(address), out);
+	pfree(address);
+	pfree(name);
+}
+
 /*
- * Parse an address of len bytes; raises OT006 on a malformed one and OT003 on
- * a name that nobody has registered.
+ * Parse an address of len bytes, or look up a name; raises OT006 on a
+ * malformed one and OT003 on a name that nobody has registered.
  */
 void
 dgen_address_parse(const char *s, int len, DgenAddress *out)
@@ -50,10 +67,10 @@ dgen_address_parse(const char *s, int len, DgenAddress *out)
 						   len, DGEN_MAX_ADDRESS),
 				 errhint("Use a shorter key, for example a hash of the long one.")));
 	if (slash == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DGEN_NO_SERVER),
-				 errmsg("no server is registered under the name \"%.*s\"", len, s),
-				 errhint(ADDRESS_HINT)));
+	{
+		resolve_name(s, len, out);
+		return;
+	}
 
 	module_len = slash - s;
 	if (module_len == 0 || module_len == len - 1)

@@ -408,6 +408,7 @@ dgen_delete(PG_FUNCTION_ARGS)
 	server = dgen_admin_open(module, &address, &table);
 	found = server->exists && server->tombstone_until == 0;
 	found |= dgen_letter_erase(module, &address) > 0;
+	found |= dgen_ties_end(server, "deleted", true) > 0;
 	remember_change(module, server->hash);
 
 	erase_server(server);

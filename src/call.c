@@ -264,13 +264,18 @@ dgen_call_at_abort(void)
 
 /* ---------------------------------------------------------------- issuing */
 
-/* Deadline of a call: its timeout, or just before the statement's own. */
+/*
+ * Deadline of a call: its timeout, or just before the statement's own, or when
+ * nobody waits any more for the handler that makes it.
+ */
 static TimestampTz
 call_deadline(int64 timeout_usecs)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz deadline = timeout_usecs == 0 ? DT_NOEND : now + timeout_usecs;
 
+	if (dgen_scope != NULL && dgen_scope->deadline != 0)
+		deadline = Min(deadline, dgen_scope->deadline);
 	if (get_timeout_active(STATEMENT_TIMEOUT))
 		deadline = Min(deadline, get_timeout_finish_time(STATEMENT_TIMEOUT) - 50000);
 #if PG_VERSION_NUM >= 170000

@@ -134,7 +134,7 @@ typedef struct DgenAddress
 	int64		hash;			/* never 0 */
 } DgenAddress;
 
-/* raise OT006 with a hint on anything but module/key; NULL text is an error too */
+/* a registered name is looked up; OT006 or OT003 with a hint; NULL text is an error too */
 extern void dgen_address_parse(const char *s, int len, DgenAddress *out);
 extern void dgen_address_arg(FunctionCallInfo fcinfo, int argno, DgenAddress *out);
 extern int64 dgen_address_hash(const char *s, int len);
@@ -308,6 +308,9 @@ typedef enum DgenTableId
 	DGEN_T_TOMBSTONE,
 	DGEN_T_TIMER,
 	DGEN_T_POSTPONED,
+	DGEN_T_MONITOR,
+	DGEN_T_NAME,
+	DGEN_T_MEMBER,
 	DGEN_NTABLES
 } DgenTableId;
 
@@ -347,7 +350,11 @@ enum
 	DGEN_I_TOMBSTONE_SERVER = 0,
 	DGEN_I_TOMBSTONE_EXPIRES = 1,
 	DGEN_I_TIMER_ID = 1,
-	DGEN_I_POSTPONED_SERVER = 1
+	DGEN_I_POSTPONED_SERVER = 1,
+	DGEN_I_MONITOR_SERVER = 1,
+	DGEN_I_MONITOR_WATCHER = 2,
+	DGEN_I_NAME_SERVER = 1,
+	DGEN_I_MEMBER_SERVER = 1
 };
 
 /* true if CREATE EXTENSION dgen holds here, with a schema this library knows */
@@ -876,6 +883,7 @@ typedef struct DgenScope
 	const char *server;			/* address */
 	int64		hash;
 	int64		incarnation;	/* 0: none */
+	DgenServer *row;			/* in hand, as its activation has it; NULL: no activation */
 	const char *kind;			/* "call", "cast", "info", "continue", "query", "init" ... */
 	struct DgenCall *call;		/* being answered, or NULL */
 	int64		request_id;		/* of the request being answered, or 0 */
@@ -885,6 +893,7 @@ typedef struct DgenScope
 	const char *message_vsn;
 	Jsonb	   *context;
 	TimestampTz now;
+	TimestampTz deadline;		/* of the call that waits for it, or for who called it; 0: none */
 	bool		readonly;		/* query, validate, accept, format_*: no directives, no sends */
 	bool		autonomous;		/* its dgen.call() is a client's, not an invoke */
 	List	   *said;			/* of DgenSaid *, the last one first */
@@ -1177,6 +1186,25 @@ extern void dgen_admin_not_failing(DgenServer *server);
 /* the state that the statement's snapshot sees; OT003.  Rights are the caller's to check. */
 extern Jsonb *dgen_read_state(const DgenAddress *address, DgenServer *out);
 extern void dgen_admin_xact_callback(XactEvent event);
+
+/* -------------------------------------------------------------- monitor.c
+ *
+ * What is tied to a server's incarnation, and ends with it.
+ */
+/* a server in hand to have something tied to it; *table NULL: its handler runs */
+extern DgenServer *dgen_ties_open(DgenModule *module, const DgenAddress *address, DgenTable **table);
+extern void dgen_ties_note(DgenServer *server);
+extern void dgen_ties_close(DgenTable *table, DgenServer *server);
+/* an incarnation ends (forever: its server is deleted), under its lease */
+extern int64 dgen_ties_end(DgenServer *server, const char *reason, bool forever);
+extern int64 dgen_monitor_drop(const char *module);
+
+/* ------------------------------------------------------------- registry.c */
+extern char *dgen_arg_name(FunctionCallInfo fcinfo, int argno, const char *what);
+extern char *dgen_name_lookup(const char *name);	/* its address, or NULL */
+extern void dgen_name_lock(char kind, const char *name, LOCKMODE mode);
+extern int64 dgen_registry_end(const char *address, bool forever);
+extern void dgen_check_alive(DgenModule *module, const DgenServer *server, const char *what);
 
 /* --------------------------------------------------------------- letter.c */
 /* deletes the messages and letters of a server, under its lease; how many */

@@ -105,6 +105,19 @@ dgen_now(PG_FUNCTION_ARGS)
 	PG_RETURN_TIMESTAMPTZ(dgen_scope ? dgen_scope->now : GetCurrentTimestamp());
 }
 
+PG_FUNCTION_INFO_V1(dgen_deadline);
+
+/* deadline() -> timestamptz: when the caller gives up; NULL: nobody does */
+Datum
+dgen_deadline(PG_FUNCTION_ARGS)
+{
+	DgenScope  *scope = scope_or_error("deadline");
+
+	if (scope->deadline == 0)
+		PG_RETURN_NULL();
+	PG_RETURN_TIMESTAMPTZ(scope->deadline);
+}
+
 PG_FUNCTION_INFO_V1(dgen_noreply);
 Datum
 dgen_noreply(PG_FUNCTION_ARGS)

@@ -487,7 +487,8 @@ dgen_mailbox_send(DgenModule *module, DgenMessage *msgs, int n)
 
 /*
  * A message of the engine's own, behind all that waits: what has come due of a
- * server's timers.  Nobody is there to be told that the mailbox is full.
+ * server's timers, or the end of one that it watches.  Nobody is there to be
+ * told that the mailbox is full.
  */
 void
 dgen_mailbox_append(DgenModule *module, DgenMessage *msg)

@@ -679,7 +679,10 @@ static const struct
 	{DGEN_T_REPLY, 1, 2, NULL},
 	{DGEN_T_DEDUP, 0, 1, NULL},
 	{DGEN_T_PATCH, 0, 1, NULL},
-	{DGEN_T_TOMBSTONE, 0, 1, NULL}
+	{DGEN_T_TOMBSTONE, 0, 1, NULL},
+	{DGEN_T_MONITOR, DGEN_I_MONITOR_WATCHER, 3, NULL},
+	{DGEN_T_NAME, DGEN_I_NAME_SERVER, 2, "names"},
+	{DGEN_T_MEMBER, DGEN_I_MEMBER_SERVER, 2, "memberships of groups"}
 };
 
 /* the leases that one transaction may take without emptying the lock table */
@@ -808,7 +811,7 @@ delete_all(DgenModule *module, int64 nservers)
 						 quote_literal_cstr(module->name))));
 	do
 	{
-		deleted = 0;
+		deleted = dgen_monitor_drop(module->name);
 		for (int part = 0; part < lengthof(parts); part++)
 			deleted += delete_part(part, module->name, lease && parts[part].table == DGEN_T_SERVER);
 		CommandCounterIncrement();

@@ -314,6 +314,9 @@ take_timeout(FunctionCallInfo fcinfo, int argno, Wait *w)
 	dgen_arg_interval(fcinfo, argno, "timeout", true, &w->timeout);
 	w->timeout = Min(w->timeout, MAX_WAIT_USECS);
 	w->deadline = GetCurrentTimestamp() + w->timeout;
+	/* nobody waits any longer for the handler that waits here */
+	if (dgen_scope != NULL && dgen_scope->deadline != 0)
+		w->deadline = Min(w->deadline, dgen_scope->deadline);
 }
 
 static int64

@@ -5,7 +5,8 @@
  *	  module's owner, who has none on them), no triggers, no plans that could
  *	  flip to a sequential scan.
  *
- * The tables have plain btree indexes only; that is what keeps this short.
+ * The tables have plain indexes only, without expressions or predicates; that
+ * is what keeps this short.  Only btrees are scanned here.
  * Runs in any process, inside a transaction.  Takes the relation locks that
  * its callers name, and keeps them to the end of the transaction as the
  * executor would.
@@ -44,7 +45,7 @@
 static const char *const table_names[DGEN_NTABLES] = {
 	"installation", "adoption", "module", "server", "message", "delayed",
 	"attempt", "letter", "reply", "dedup", "patch", "tombstone", "timer",
-	"postponed"
+	"postponed", "monitor", "name", "member"
 };
 
 /*
@@ -65,7 +66,10 @@ static const AttrNumber index_specs[DGEN_NTABLES][MAX_SPECS][3] = {
 	[DGEN_T_PATCH] = {{1, 2}},
 	[DGEN_T_TOMBSTONE] = {{1}, {2}},
 	[DGEN_T_TIMER] = {{1, 2}, {3}},
-	[DGEN_T_POSTPONED] = {{1}, {9, 1}}
+	[DGEN_T_POSTPONED] = {{1}, {9, 1}},
+	[DGEN_T_MONITOR] = {{1}, {2}, {3}},
+	[DGEN_T_NAME] = {{1}, {2}},
+	[DGEN_T_MEMBER] = {{1, 2}, {2}}
 };
 
 /* how many columns of each table this library knows; a later version may add some */
@@ -83,7 +87,10 @@ static const int column_counts[DGEN_NTABLES] = {
 	[DGEN_T_PATCH] = 3,
 	[DGEN_T_TOMBSTONE] = 2,
 	[DGEN_T_TIMER] = 11,
-	[DGEN_T_POSTPONED] = 18
+	[DGEN_T_POSTPONED] = 18,
+	[DGEN_T_MONITOR] = 5,
+	[DGEN_T_NAME] = 6,
+	[DGEN_T_MEMBER] = 5
 };
 
 /* rows that go into the table together, some pages of them */
