@@ -383,3 +383,44 @@ CREATE TABLE dgen.member (
 	PRIMARY KEY (name, server)
 );
 CREATE INDEX member_server_idx ON dgen.member (server);
+
+/*
+ * What is traced, and what was seen: an entry's place is its number modulo the
+ * trace's max_rows.  target: an address, or a module's name and a slash.
+ * Neither is dumped: a copy is not being traced.
+ */
+CREATE SEQUENCE dgen.trace_id;
+CREATE TABLE dgen.trace (
+	id bigint NOT NULL,
+	target text COLLATE "C" NOT NULL,
+	started_at timestamptz NOT NULL,
+	started_by text COLLATE "C" NOT NULL,
+	ends_at timestamptz NOT NULL,
+	keep_until timestamptz NOT NULL,
+	max_rows integer NOT NULL,
+	PRIMARY KEY (id)
+);
+CREATE INDEX trace_target_idx ON dgen.trace (target);
+CREATE INDEX trace_keep_until_idx ON dgen.trace (keep_until);
+CREATE TABLE dgen.trace_entry (
+	trace bigint NOT NULL,
+	place bigint NOT NULL,
+	number bigint NOT NULL,
+	at timestamptz NOT NULL,
+	server text COLLATE "C" NOT NULL,
+	kind text COLLATE "C" NOT NULL,
+	sender text COLLATE "C",
+	sender_role text COLLATE "C",
+	old_version bigint,
+	new_version bigint,
+	replied boolean NOT NULL,
+	exit_reason text COLLATE "C",
+	duration bigint,					-- microseconds
+	pid integer NOT NULL,
+	message_size bigint NOT NULL,
+	message jsonb,
+	error jsonb
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000,
+	autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX trace_entry_place_idx ON dgen.trace_entry (trace, place);
+CREATE INDEX trace_entry_server_idx ON dgen.trace_entry (server);

@@ -271,6 +271,7 @@ end_incarnation(DgenModule *module, DgenServer *server, const char *reason)
 static void
 run_terminate(DgenModule *module, DgenServer *server, const char *reason)
 {
+	DgenActivation act = {.module = module,.server = server,.identity = DGEN_AS_OWNER};
 	DgenScope	scope = {0};
 	DgenResult	result;
 	NullableDatum args[2];
@@ -282,9 +283,6 @@ run_terminate(DgenModule *module, DgenServer *server, const char *reason)
 	scope.hash = server->hash;
 	scope.incarnation = server->incarnation;
 	scope.kind = "terminate";
-	args[0].value = CStringGetTextDatum(reason);
-	args[1].value = JsonbPGetDatum(server->state ? server->state : dgen_json_null());
-	args[0].isnull = args[1].isnull = false;
 
 	/* it sees what the handler has done, or who held the lease before */
 	CommandCounterIncrement();
@@ -292,6 +290,11 @@ run_terminate(DgenModule *module, DgenServer *server, const char *reason)
 	dgen_module_hold(module);
 	PG_TRY();
 	{
+		/* one that is stopped from outside may have a state of older code */
+		dgen_migrate_server(&act);
+		args[0].value = CStringGetTextDatum(reason);
+		args[1].value = JsonbPGetDatum(server->state ? server->state : dgen_json_null());
+		args[0].isnull = args[1].isnull = false;
 		dgen_handler_run(&scope, DGEN_TERMINATE, DGEN_AS_OWNER, 2, args, &result);
 	}
 	PG_FINALLY();
@@ -381,11 +384,8 @@ run_callback(DgenActivation *act)
 	act->continue_with = result.continue_with;
 }
 
-/*
- * Run an activation; see dgen.h.
- */
-void
-dgen_activation_run(DgenActivation *act)
+static void
+run_activation(DgenActivation *act)
 {
 	DgenServer *server = act->server;
 
@@ -409,4 +409,26 @@ dgen_activation_run(DgenActivation *act)
 	run_callback(act);
 	if (act->outcome == DGEN_HANDLED)
 		send_continue(act);
+}
+
+/*
+ * Run an activation; see dgen.h.
+ */
+void
+dgen_activation_run(DgenActivation *act)
+{
+	/* the module may be another one then; what is traced is what was when it began */
+	DgenTrace  *traces = act->module->traces;
+	TimestampTz began;
+	int64		version;
+
+	if (traces == NULL)
+	{
+		run_activation(act);
+		return;
+	}
+	began = GetCurrentTimestamp();
+	version = dgen_trace_version(act->server);
+	run_activation(act);
+	dgen_trace_activation(traces, act, began, version);
 }

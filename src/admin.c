@@ -409,6 +409,7 @@ dgen_delete(PG_FUNCTION_ARGS)
 	found = server->exists && server->tombstone_until == 0;
 	found |= dgen_letter_erase(module, &address) > 0;
 	found |= dgen_ties_end(server, "deleted", true) > 0;
+	dgen_trace_erase(&address);
 	remember_change(module, server->hash);
 
 	erase_server(server);

@@ -306,6 +306,8 @@ reset_try(Batch *b)
 	b->error = NULL;
 	b->rejected = b->overtakes = false;
 	b->retry_after = NULL;
+	b->traced = false;
+	b->activation_began = 0;
 }
 
 static void
@@ -653,6 +655,7 @@ fail_call(Batch *b, BatchItem *item, DgenInterrupt why)
 {
 	DgenCall   *call = b->calls[item->call].call;
 
+	dgen_trace_failed_call(b, item);
 	if (!dgen_call_begin(call))
 	{
 		b->calls[item->call].answered = true;

@@ -112,6 +112,8 @@ typedef struct Batch
 	int			current;		/* item whose handler runs, or -1 */
 	int			nrun;			/* items that have run */
 	int			timeout_ms;		/* the module's handler_timeout, or work_timeout */
+	bool		traced;			/* something of the module is */
+	TimestampTz activation_began;	/* the last one, if traced; else 0 */
 	bool		running;		/* handlers may run: promise that flush etc. apply */
 	TimestampTz started_at;
 
@@ -148,6 +150,10 @@ extern void dgen_failure_forget(Batch *b, DgenServer *server, int64 message_id);
 
 /* the module as the pace and the breaker know it: effects are apart */
 #define dgen_pace_id(module_id, effects) ((effects) ? -(module_id) : (module_id))
+
+/* trace.c: what failed alone */
+extern void dgen_trace_failure(Batch *b, DgenModule *module, BatchItem *item);
+extern void dgen_trace_failed_call(Batch *b, BatchItem *item);	/* in a transaction of its own */
 
 /* batch.c */
 extern void dgen_batch_answer(Batch *b, int call);	/* its reply is put; shown at commit */

@@ -200,6 +200,16 @@ typedef struct DgenCallback
 	Oid			result_types[DGEN_MAX_RESULTS];
 } DgenCallback;
 
+/* a trace that is, or was, running */
+typedef struct DgenTrace
+{
+	struct DgenTrace *next;
+	int64		id;
+	TimestampTz ends_at;
+	int32		max_rows;
+	char	   *server;			/* NULL: all of the module */
+} DgenTrace;
+
 typedef struct DgenModule
 {
 	char		name[NAMEDATALEN];
@@ -244,6 +254,7 @@ typedef struct DgenModule
 	char	   *suspended_reason;
 	char	   *owner_fault;	/* callbacks changed owner or disagree; else NULL */
 	bool		uncommitted;	/* the row was written by this transaction */
+	DgenTrace  *traces;			/* NULL: nothing of it is traced */
 	DgenCallback callbacks[DGEN_NCALLBACKS];
 	MemoryContext mcxt;			/* holds all of this */
 	int			holds;			/* pins; freed at zero once stale */
@@ -311,6 +322,8 @@ typedef enum DgenTableId
 	DGEN_T_MONITOR,
 	DGEN_T_NAME,
 	DGEN_T_MEMBER,
+	DGEN_T_TRACE,
+	DGEN_T_TRACE_ENTRY,
 	DGEN_NTABLES
 } DgenTableId;
 
@@ -354,7 +367,11 @@ enum
 	DGEN_I_MONITOR_SERVER = 1,
 	DGEN_I_MONITOR_WATCHER = 2,
 	DGEN_I_NAME_SERVER = 1,
-	DGEN_I_MEMBER_SERVER = 1
+	DGEN_I_MEMBER_SERVER = 1,
+	DGEN_I_TRACE_TARGET = 1,
+	DGEN_I_TRACE_KEEP_UNTIL = 2,
+	DGEN_I_TRACE_ENTRY_PLACE = 0,
+	DGEN_I_TRACE_ENTRY_SERVER = 1
 };
 
 /* true if CREATE EXTENSION dgen holds here, with a schema this library knows */
@@ -1019,6 +1036,16 @@ extern void dgen_migrate_server(DgenActivation *act);
 extern Jsonb *dgen_migrated_state(DgenModule *module, DgenServer *server);
 extern Size dgen_migration_size(void);
 extern void dgen_migration_init(void *place, bool found);
+
+/* ----------------------------------------------------------------- trace.c */
+extern Size dgen_trace_size(void);
+extern void dgen_trace_init(void *place, bool found);
+extern void dgen_trace_load(DgenModule *module);
+extern int64 dgen_trace_version(const DgenServer *server);
+extern void dgen_trace_activation(DgenTrace *traces, DgenActivation *act,
+								  TimestampTz began, int64 version);
+extern void dgen_trace_erase(const DgenAddress *address);
+extern bool dgen_trace_remove(DgenTable *table, HeapTuple tuple);
 
 /* ------------------------------------------------------------ attributes.c
  *

@@ -383,7 +383,8 @@ record(Batch *b, BatchItem *item)
 	}
 	if (server != NULL)
 	{
-		note_failing(server, has_attempts(attempts, server->address));
+		dgen_trace_failure(b, module, item);
+	note_failing(server, has_attempts(attempts, server->address));
 		dgen_server_write(servers, server, NULL);
 	}
 	PopActiveSnapshot();

@@ -108,13 +108,15 @@ typedef struct DueKind
 static DueResult deliver_delayed(DgenTable *table, HeapTuple tuple);
 static DueResult ring_attempt(DgenTable *table, HeapTuple tuple);
 static DueResult delete_expired(DgenTable *table, HeapTuple tuple);
+static DueResult forget_trace(DgenTable *table, HeapTuple tuple);
 
 static const DueKind due_kinds[] = {
 	{DGEN_T_DELAYED, 1, 2, 500, false, 0, deliver_delayed},
 	{DGEN_T_ATTEMPT, 2, 5, 2000, true, 0, ring_attempt},
 	{DGEN_T_REPLY, 2, 4, 1000, false, 5000, delete_expired},
 	{DGEN_T_DEDUP, 1, 4, 1000, false, 5000, delete_expired},
-	{DGEN_T_TOMBSTONE, 1, 2, 1000, false, 5000, delete_expired}
+	{DGEN_T_TOMBSTONE, 1, 2, 1000, false, 5000, delete_expired},
+	{DGEN_T_TRACE, DGEN_I_TRACE_KEEP_UNTIL, 6, 1, false, 5000, forget_trace}
 };
 
 #define NKINDS lengthof(due_kinds)
@@ -412,6 +414,13 @@ delete_expired(DgenTable *table, HeapTuple tuple)
 {
 	return dgen_table_delete(table, &tuple->t_self) == TM_BeingModified ?
 		DUE_LATER : DUE_DONE;
+}
+
+/* A trace ended a day ago: it goes with its log. */
+static DueResult
+forget_trace(DgenTable *table, HeapTuple tuple)
+{
+	return dgen_trace_remove(table, tuple) ? DUE_DONE : DUE_LATER;
 }
 
 /*

@@ -672,6 +672,7 @@ load(const char *name)
 	if (dgen_module_row_read(name, &row))
 	{
 		module = dgen_module_build(&row);
+		dgen_trace_load(module);
 		/* something changed while we looked: good for this once */
 		module->stale = invalidations != before;
 		remember(module);

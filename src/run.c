@@ -304,6 +304,8 @@ activate(Batch *b, BatchItem *item)
 	if (b->module->ephemeral)
 		server->active = false;
 	fill_activation(b, item, &act);
+	b->traced = b->module->traces != NULL;
+	b->activation_began = b->traced ? GetCurrentTimestamp() : 0;
 	dgen_activation_run(&act);
 	switch (act.outcome)
 	{

@@ -58,6 +58,7 @@ shmem_request(void)
 	RequestAddinShmemSpace(dgen_hand_size());
 	RequestAddinShmemSpace(dgen_waiter_size());
 	RequestAddinShmemSpace(dgen_migration_size());
+	RequestAddinShmemSpace(dgen_trace_size());
 	RequestAddinShmemSpace(area_size());
 	RequestNamedLWLockTranche("dgen", 1);
 }
@@ -133,6 +134,8 @@ shmem_startup(void)
 	dgen_waiter_init(place, found);
 	place = ShmemInitStruct("dgen migrations", dgen_migration_size(), &found);
 	dgen_migration_init(place, found);
+	place = ShmemInitStruct("dgen traces", dgen_trace_size(), &found);
+	dgen_trace_init(place, found);
 	dsa_place = ShmemInitStruct("dgen calls", area_size(), &found);
 	if (!found)
 	{

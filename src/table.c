@@ -45,7 +45,8 @@
 static const char *const table_names[DGEN_NTABLES] = {
 	"installation", "adoption", "module", "server", "message", "delayed",
 	"attempt", "letter", "reply", "dedup", "patch", "tombstone", "timer",
-	"postponed", "monitor", "name", "member"
+	"postponed", "monitor", "name", "member",
+	"trace", "trace_entry"
 };
 
 /*
@@ -69,7 +70,9 @@ static const AttrNumber index_specs[DGEN_NTABLES][MAX_SPECS][3] = {
 	[DGEN_T_POSTPONED] = {{1}, {9, 1}},
 	[DGEN_T_MONITOR] = {{1}, {2}, {3}},
 	[DGEN_T_NAME] = {{1}, {2}},
-	[DGEN_T_MEMBER] = {{1, 2}, {2}}
+	[DGEN_T_MEMBER] = {{1, 2}, {2}},
+	[DGEN_T_TRACE] = {{1}, {2}, {6}},
+	[DGEN_T_TRACE_ENTRY] = {{1, 2}, {5}}
 };
 
 /* how many columns of each table this library knows; a later version may add some */
@@ -90,7 +93,9 @@ static const int column_counts[DGEN_NTABLES] = {
 	[DGEN_T_POSTPONED] = 18,
 	[DGEN_T_MONITOR] = 5,
 	[DGEN_T_NAME] = 6,
-	[DGEN_T_MEMBER] = 5
+	[DGEN_T_MEMBER] = 5,
+	[DGEN_T_TRACE] = 7,
+	[DGEN_T_TRACE_ENTRY] = 17
 };
 
 /* rows that go into the table together, some pages of them */

@@ -88,6 +88,16 @@ SELECT version, vsn, dgen.state(server) FROM dgen.servers WHERE server = 'migrat
 -- a stopped one begins anew
 SELECT dgen.call('migrate/d', '1');
 SELECT incarnation, vsn FROM dgen.servers WHERE server = 'migrate/d';
+-- one that is stopped is migrated for terminate
+BEGIN;
+CREATE FUNCTION migrate.terminate(reason text, state jsonb) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE NOTICE '% ends: %', state, reason;
+END $$;
+SELECT dgen.alter_module('migrate', vsn => '3') ->> 'module';
+SELECT dgen.stop('migrate/a');
+SELECT vsn, dgen.state(server) FROM dgen.servers WHERE server = 'migrate/a';
+ROLLBACK;
 -- none to do
 SELECT count(*) FROM dgen.migrate('migrate');
 
