@@ -60,3 +60,12 @@ RETURNS SETOF text LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 100
 AS 'MODULE_PATHNAME', 'dgen_members';
 COMMENT ON FUNCTION dgen.members(text) IS
 'addresses of the members of a group, in order';
+
+CREATE PROCEDURE dgen.wait_server(
+	server text,
+	status text DEFAULT 'stopped',
+	timeout interval DEFAULT NULL)
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'dgen_wait_server';
+COMMENT ON PROCEDURE dgen.wait_server(text, text, interval) IS
+'waits, without holding a snapshot, until a server is stopped (no incarnation is alive), running, or idle (no message waits for it); raises OT001 at the timeout. Not inside a transaction block';

@@ -264,7 +264,6 @@ end_incarnation(DgenModule *module, DgenServer *server, const char *reason)
 	}
 	if (module->delete_on_stop && !server->suspended && !server->failing)
 		server->erased = true;
-	dgen_notify_at_commit(DGEN_WAIT_STATE, server->hash);
 	(void) dgen_ties_end(server, reason, false);
 }
 

@@ -225,6 +225,7 @@ dgen_ties_end(DgenServer *server, const char *reason, bool forever)
 	Ending		ending = {reason, NULL};
 	ScanKeyData key;
 
+	dgen_notify_at_commit(DGEN_WAIT_STATE, server->hash);
 	if (server->monitored)
 	{
 		CommandCounterIncrement();
@@ -272,7 +273,7 @@ watcher_scope(const char *function)
 				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
 				 errmsg("dgen.%s() can be used in a handler only", function),
 				 errdetail("A DOWN goes to a server, and no handler of one is running in this session."),
-				 errhint("View dgen.servers shows a client which servers run, and why others stopped.")));
+				 errhint("A client waits by CALL dgen.wait_server(server).")));
 	dgen_admin_check();
 	if (dgen_scope->row == NULL || !dgen_scope->row->active || dgen_scope->module->ephemeral)
 		ereport(ERROR,

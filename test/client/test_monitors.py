@@ -1,9 +1,11 @@
 """A DOWN for each monitor, once, whatever is killed between the two."""
 
 import threading
+import time
 
 import pytest
 
+from cluster import wait_for
 from common import (Client, Killer, assert_nothing_left, connect_again, in_threads, rounds_of,
                     seed_of, value, wait_idle)
 
@@ -106,3 +108,31 @@ def test_down_of_the_prepared(cluster):
         wait_idle(conn)
         assert value(conn, "SELECT reason FROM down") == "prepared"
         assert value(conn, "SELECT count(*) FROM dgen.monitors") == 0
+
+
+def test_wait_server_keeps_no_snapshot(cluster):
+    """While it waits, its backend holds back nobody's VACUUM."""
+    cluster.psql("CREATE EXTENSION dgen")
+    cluster.psql(MODULES)
+    with cluster.connect() as conn, cluster.connect() as waiting:
+        conn.execute("SELECT dgen.start('mortal/a')")
+        pid = waiting.info.backend_pid
+        done = []
+
+        def wait():
+            waiting.execute("CALL dgen.wait_server('mortal/a', timeout => '1 min')")
+            done.append(True)
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        wait_for(lambda: value(conn, "SELECT wait_event FROM pg_stat_activity WHERE pid = %s "
+                                     "AND state = 'active'", pid) == "Extension")
+        for _ in range(30):
+            assert value(conn, "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND "
+                               "wait_event = 'Extension' AND (backend_xmin IS NOT NULL "
+                               "OR backend_xid IS NOT NULL)", pid) == 0
+            time.sleep(0.05)
+        assert not done
+        started = time.monotonic()
+        conn.execute("SELECT dgen.stop('mortal/a')")
+        thread.join(10)
+        assert done and time.monotonic() - started < 0.9

@@ -26,7 +26,7 @@ SELECT pg_temp.error(format('SELECT dgen.call(%L, ''"ok"'')', repeat('m', 63) ||
 SELECT p.proname, pg_temp.error(format('SELECT dgen.%I(%s)', p.proname,
   (SELECT string_agg(CASE WHEN o = 1 THEN quote_literal('/key') ELSE 'NULL::' || format_type(t, NULL) END, ', ' ORDER BY o)
    FROM unnest(p.proargtypes) WITH ORDINALITY u(t, o))))
-FROM pg_proc p WHERE pronamespace = 'dgen'::regnamespace AND proargnames[1] = 'server' AND NOT proretset
+FROM pg_proc p WHERE pronamespace = 'dgen'::regnamespace AND prokind = 'f' AND proargnames[1] = 'server' AND NOT proretset
   AND proargtypes[0] = 'text'::regtype AND proname NOT IN ('may_read', 'masked_state', 'masked_message')
 ORDER BY p.proname;
 

@@ -45,6 +45,9 @@ BEGIN
     PERFORM dgen.exit(message ->> 'exit');
   ELSIF message ? 'flush' THEN
     state := jsonb_insert(state, '{heard,-1}', to_jsonb(dgen.demonitor((state ->> 'ref')::bigint, true)), true);
+  ELSIF message ? 'sleep' THEN
+    PERFORM pg_sleep((message ->> 'sleep')::float8);
+    state := jsonb_insert(state, '{heard,-1}', message, true);
   ELSIF message ? 'join' THEN
     PERFORM dgen.join_group(message ->> 'join');
   ELSE
@@ -201,6 +204,29 @@ SELECT dgen.stop('registry/full');
 SELECT dgen.alter_module('registry', max_mailbox => 100000) IS NOT NULL;
 SELECT dgen.resume('registry/w4');
 SELECT * FROM pg_temp.heard('registry/w4');
+
+-- a client waits by a procedure
+SELECT dgen.call('registry/z', '{"do": 1}');
+CALL dgen.wait_server('registry/z', 'running');
+SELECT dgen.cast('registry/z', '{"exit": "later"}', delay => '50 ms') > 0;
+CALL dgen.wait_server('registry/z');
+SELECT status, stop_reason FROM dgen.servers WHERE server = 'registry/z';
+SELECT dgen.cast('registry/z', '{"sleep": 0.05}') > 0;
+CALL dgen.wait_server('registry/z', status => 'idle', timeout => '20 s');
+SELECT dgen.state('registry/z') = '{"heard": [{"sleep": 0.05}]}';
+CALL dgen.wait_server('registry/never', timeout => '0');
+CALL dgen.wait_server('registry/never', 'running', '10 ms');
+CALL dgen.wait_server('registry/z', 'asleep');
+CALL dgen.wait_server('registry/z', NULL);
+CALL dgen.wait_server(NULL);
+CALL dgen.wait_server('nowhere/z');
+SELECT pg_temp.try($$CALL dgen.wait_server('registry/z')$$);
+BEGIN;
+CALL dgen.wait_server('registry/z');
+ROLLBACK;
+SET ROLE regress_dgen_outsider;
+CALL dgen.wait_server('registry/z');
+SET ROLE regress_dgen_registry;
 
 -- where there is no server to be told
 SELECT pg_temp.try($$SELECT dgen.monitor('registry/w')$$);

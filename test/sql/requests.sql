@@ -19,6 +19,10 @@ BEGIN
     PERFORM dgen.reject('not today');
   ELSIF request = '"slow"' THEN
     PERFORM pg_sleep(1);
+  ELSIF request ? 'do' THEN
+    EXECUTE 'SELECT to_jsonb(' || (request ->> 'do') || ')' INTO reply;
+    state := jsonb_build_object('done', reply, 'quick', clock_timestamp() - dgen.now() < '2 s');
+    RETURN;
   END IF;
   reply := jsonb_build_array(request, dgen.kind());
 END $$;
@@ -186,6 +190,52 @@ SELECT dgen.replace_state('requests/f', '{"held": true}') > 0;
 SELECT version = :v + 1, state FROM dgen.wait_state('requests/f', after_version => :v);
 SELECT pg_temp.error(format('SELECT dgen.wait_state(''requests/f'', %s)', :v + 1));
 ROLLBACK;
+
+--
+-- A caller's deadline, as its handler and those that this one calls see it
+--
+SELECT pg_temp.try($$SELECT dgen.deadline()$$);
+SET statement_timeout = 0;
+SELECT dgen.call('requests/t', '{"do": "dgen.deadline() - clock_timestamp() BETWEEN ''1 min'' AND ''2 min''"}', '2 min');
+SELECT dgen.call('requests/t', '{"do": "dgen.deadline()"}', '0');
+SELECT dgen.call('requests/t', '{"do": "dgen.call(''requests/u'', ''{\"do\": \"dgen.deadline() - dgen.now() < make_interval(mins => 2)\"}'', ''1 h'')"}', '2 min');
+SELECT dgen.call('requests/t', '{"do": "dgen.call(''requests/u'', ''{\"do\": \"dgen.deadline() IS NULL\"}'', ''1 s'')"}', '0');
+BEGIN ISOLATION LEVEL SERIALIZABLE;
+SELECT dgen.invoke('requests/t', '{"do": "dgen.deadline() IS NULL"}');
+COMMIT;
+SET statement_timeout = '1 min';
+SELECT dgen.call('requests/t', '{"do": "dgen.deadline() - dgen.now() < ''1 min''"}', '0');
+RESET statement_timeout;
+-- nobody waits for a request's handler
+SELECT dgen.send_request('requests/t', '{"do": "dgen.deadline() IS NULL"}', expires => '1 h') AS id \gset
+SELECT dgen.wait_response(:id);
+-- the handler's own waits end with it, even where a late call is finished
+SELECT dgen.suspend('requests/h');
+SELECT dgen.send_request('requests/h', '1') AS id \gset
+SELECT dgen.alter_module('requests', late_calls => 'finish') IS NOT NULL;
+SELECT pg_temp.error(format('SELECT dgen.call(''requests/t'', %L, ''300 ms'')',
+  jsonb_build_object('do', format('dgen.wait_any(ARRAY[%s], ''5 s'')', :id)))) IN
+  ('OT002 outcome of the call to server "requests/t" is unknown', 'null');
+SELECT pg_temp.until($$dgen.state('requests/t') ->> 'done' IS NULL$$);
+SELECT dgen.state('requests/t');
+
+--
+-- multi_call tells each server's error by itself
+--
+SELECT dgen.suspend('requests/m1');
+SELECT dgen.start('requests/m2'), dgen.delete('requests/m3', tombstone => '1 h');
+SELECT dgen.alter_module('requests', late_calls => 'cancel', max_message_size => 1000) IS NOT NULL;
+SELECT server, reply IS NOT NULL AS replied, error ->> 'sqlstate' AS sqlstate, error ->> 'message' AS message
+FROM dgen.multi_call(ARRAY['requests/m1', 'requests/m2', 'requests/m3', 'regress_dgen_nowhere/1'], '"later"', '300 ms');
+SELECT server, reply, error ->> 'sqlstate' AS sqlstate, error ->> 'message' AS message
+FROM dgen.multi_call(ARRAY['requests/m2', 'requests/m4'], '"fail"');
+SELECT server, reply, error ->> 'sqlstate' AS sqlstate, error ->> 'message' AS message
+FROM dgen.multi_call(ARRAY['requests/m2'], '"reject"');
+SELECT server, reply, error ->> 'sqlstate' AS sqlstate, error ->> 'message' AS message
+FROM dgen.multi_call(ARRAY['requests/m2', 'requests/m2'], to_jsonb(repeat('x', 1000)));
+SET dgen.inline = on;
+SELECT server, reply, error ->> 'sqlstate' AS sqlstate FROM dgen.multi_call(ARRAY['requests/m2', 'requests/m1'], '"fail"');
+RESET dgen.inline;
 
 SELECT dgen.drop_module('requests', true);
 RESET ROLE;
