@@ -89,6 +89,12 @@ CREATE FUNCTION dgen.send_request(
 COMMENT ON FUNCTION dgen.send_request(server text, request jsonb, notify boolean, expires interval, priority integer) IS
 	'send a request whose reply is kept, if this transaction commits; returns its id';
 
+CREATE FUNCTION dgen.lock()
+	RETURNS void LANGUAGE C
+	AS 'MODULE_PATHNAME', 'dgen_lock';
+COMMENT ON FUNCTION dgen.lock() IS
+	'directive: have handle_locked do the work for this message after the commit, while the server waits';
+
 CREATE FUNCTION dgen.after_commit(function regproc, args jsonb DEFAULT NULL)
 	RETURNS bigint LANGUAGE C
 	AS 'MODULE_PATHNAME', 'dgen_after_commit';

@@ -157,7 +157,7 @@ COMMENT ON COLUMN dgen.modules.retry IS 'block or skip: may others pass a messag
 COMMENT ON COLUMN dgen.modules.on_dead_letter IS 'continue or suspend: what a dead letter does to its server';
 COMMENT ON COLUMN dgen.modules.breaker IS 'dead letters in a row, from different servers, that suspend the module; 0: never';
 COMMENT ON COLUMN dgen.modules.handler_timeout IS 'longest time that one activation may take';
-COMMENT ON COLUMN dgen.modules.work_timeout IS 'longest time that one effect may take';
+COMMENT ON COLUMN dgen.modules.work_timeout IS 'longest time that one effect, or handle_locked, may take';
 COMMENT ON COLUMN dgen.modules.max_attempts IS 'attempts before a message is a dead letter';
 COMMENT ON COLUMN dgen.modules.backoff_initial IS 'wait before the second attempt';
 COMMENT ON COLUMN dgen.modules.backoff_factor IS 'growth of the wait from attempt to attempt';

@@ -61,6 +61,18 @@ AS 'MODULE_PATHNAME', 'dgen_replace_state';
 COMMENT ON FUNCTION dgen.replace_state(text, jsonb, bigint) IS
 'give a server that runs another state, which validate must accept; returns its version. With expected_version, only if that is the present one';
 
+CREATE FUNCTION dgen.abort(server text)
+RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'dgen_abort';
+COMMENT ON FUNCTION dgen.abort(text) IS
+'cancel what a worker does for a server outside of its handlers, handle_locked or an effect, at once; it is tried again like one that failed. False if nothing of it is running';
+
+CREATE FUNCTION dgen.release(server text)
+RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'dgen_release';
+COMMENT ON FUNCTION dgen.release(text) IS
+'end the lock of a server whose work is not done: its message waits again, a caller is told, and the late result is refused. False if the server is not locked';
+
 /* ------------------------------------------------------------- dead letters */
 
 CREATE FUNCTION dgen.requeue(id bigint, message jsonb DEFAULT NULL)

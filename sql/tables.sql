@@ -41,7 +41,7 @@ CREATE TABLE dgen.module (
 	on_dead_letter text COLLATE "C" NOT NULL,	-- continue | suspend
 	breaker integer NOT NULL,					-- dead letters in a row; 0: never
 	handler_timeout interval NOT NULL,
-	work_timeout interval NOT NULL,				-- of an effect
+	work_timeout interval NOT NULL,				-- of an effect, of handle_locked
 	max_attempts integer NOT NULL,
 	backoff_initial interval NOT NULL,
 	backoff_factor double precision NOT NULL,

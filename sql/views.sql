@@ -80,6 +80,7 @@ CREATE VIEW dgen.servers WITH (security_barrier) AS
 		s.suspended_at,
 		s.suspended_by,
 		s.failing,
+		s.lock_id AS locked_for,
 		s.incarnation,
 		s.version,
 		dgen.masked_state(s.server, s.state, s.base_version, s.version) AS state,
@@ -101,6 +102,7 @@ COMMENT ON COLUMN dgen.servers.status IS 'running: an incarnation is alive; stop
 COMMENT ON COLUMN dgen.servers.suspended_at IS 'since when the server is suspended; null: it is not';
 COMMENT ON COLUMN dgen.servers.suspended_by IS 'who suspended it: a role, or dgen; and why, if that was said';
 COMMENT ON COLUMN dgen.servers.failing IS 'a message of it has failed and is to be tried again, see dgen.messages';
+COMMENT ON COLUMN dgen.servers.locked_for IS 'message for which work is done outside of handlers, while the others wait; null: none';
 COMMENT ON COLUMN dgen.servers.incarnation IS 'how often it was started';
 COMMENT ON COLUMN dgen.servers.version IS 'version of its state; grows by one with each activation that changes it';
 COMMENT ON COLUMN dgen.servers.state IS 'its state, as the module''s format_status shows it; see dgen.state() for the raw one';
@@ -124,7 +126,9 @@ CREATE VIEW dgen.messages WITH (security_barrier) AS
 			w.server,
 			dgen.kind_name(w.kind) AS kind,
 			w.priority,
-			CASE WHEN a.id IS NULL THEN 'ready' ELSE 'retrying' END AS status,
+			CASE WHEN a.id IS NOT NULL THEN 'retrying'
+				WHEN EXISTS (SELECT FROM dgen.server s WHERE s.server = w.server AND s.lock_id = w.id) THEN 'locked'
+				ELSE 'ready' END AS status,
 			w.sent_at,
 			NULL::timestamptz AS due_at,
 			w.expires_at,
@@ -202,7 +206,7 @@ COMMENT ON COLUMN dgen.messages.id IS 'id, for dgen.discard() and dgen.cancel();
 COMMENT ON COLUMN dgen.messages.server IS 'address of the server it was sent to';
 COMMENT ON COLUMN dgen.messages.kind IS 'call, cast, info, request, reply (to a request of the server), DOWN, continue, or effect, which the server has promised by dgen.after_commit()';
 COMMENT ON COLUMN dgen.messages.priority IS '1 high, 0 normal, -1 low';
-COMMENT ON COLUMN dgen.messages.status IS 'ready; delayed until due_at; postponed until its server changes; or retrying: it has failed and waits for its next attempt';
+COMMENT ON COLUMN dgen.messages.status IS 'ready; delayed until due_at; postponed until its server changes; retrying: it has failed and waits for its next attempt; or locked: its work is done outside of handlers';
 COMMENT ON COLUMN dgen.messages.sent_at IS 'when it was sent';
 COMMENT ON COLUMN dgen.messages.due_at IS 'when a delayed message comes to the mailbox';
 COMMENT ON COLUMN dgen.messages.expires_at IS 'it will not be handled after this: of a call the deadline';

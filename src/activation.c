@@ -248,6 +248,7 @@ begin_for_message(DgenActivation *act)
 static void
 end_incarnation(DgenModule *module, DgenServer *server, const char *reason)
 {
+	dgen_lock_break(server, "The server was stopped.");
 	/* the next incarnation, or nobody, is to handle them; their callers are told */
 	dgen_postponed_replay(module, server);
 	server->continue_id = 0;
@@ -265,6 +266,19 @@ end_incarnation(DgenModule *module, DgenServer *server, const char *reason)
 	if (module->delete_on_stop && !server->suspended && !server->failing)
 		server->erased = true;
 	(void) dgen_ties_end(server, reason, false);
+}
+
+/* The work is done by handle_locked, and needs a row to say so. */
+static void
+check_may_lock(DgenModule *module, DgenServer *server)
+{
+	(void) dgen_module_callback(module, DGEN_HANDLE_LOCKED);
+	if (module->ephemeral)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+				 errmsg("server \"%s\" cannot be locked", server->address),
+				 errdetail("Module \"%s\" is ephemeral: its servers keep no state.", module->name),
+				 errhint("Use dgen.after_commit(), or a module that is not ephemeral.")));
 }
 
 static void
@@ -362,13 +376,16 @@ run_callback(DgenActivation *act)
 	if (act->identity == DGEN_AS_WORKER)
 		AfterTriggerFireDeferred();
 	act->postponed = result.postpone;
+	if (result.lock)
+		check_may_lock(module, server);
 	if (result.has_state)
 		dgen_activation_set_state(act, result.state);
 	else
 		server->read = true;
 	/* any message makes a timeout lapse, also one that init has set just now */
 	act->timeout = result.timeout;
-	act->replied = !result.noreply;
+	act->locked = result.lock;
+	act->replied = !result.noreply && !result.lock;
 	act->reply = result.reply ? result.reply : dgen_json_null();
 	if (result.exit != NULL)
 	{

@@ -406,6 +406,7 @@ dgen_delete(PG_FUNCTION_ARGS)
 		dgen_batch_split("dgen.delete()");
 
 	server = dgen_admin_open(module, &address, &table);
+	dgen_lock_break(server, "The server was deleted.");
 	found = server->exists && server->tombstone_until == 0;
 	found |= dgen_letter_erase(module, &address) > 0;
 	found |= dgen_ties_end(server, "deleted", true) > 0;

@@ -639,6 +639,14 @@ explain_interrupt(Batch *b, DgenInterrupt why)
 	const char *what = b->effects ? "effect" : "handler";
 	const char *option = b->effects ? "work_timeout" : "handler_timeout";
 
+	if (b->effects && why == DGEN_INTERRUPT_CALLER)
+	{
+		b->error->sqlerrcode = ERRCODE_DGEN_WORKER_LOST;
+		b->error->message = pstrdup("effect was aborted");
+		b->error->detail = pstrdup("An operator did so by dgen.abort(). Its work in the database was undone.");
+		b->error->hint = pstrdup("It is tried again, until its attempts are used up; dgen.discard() gives it up.");
+		return;
+	}
 	if (why != DGEN_INTERRUPT_TIMEOUT || b->error->sqlerrcode != ERRCODE_QUERY_CANCELED)
 		return;
 	b->error->sqlerrcode = ERRCODE_DGEN_HANDLER_TIMEOUT;
@@ -891,28 +899,20 @@ dgen_batch_serve(int pool, DgenTaken *taken, int n, int32 module_id)
 	MemoryContextDelete(mcxt);
 }
 
-/* Has the worker to make way for a command on its database? */
-static bool
-sent_away(void)
-{
-	DgenDatabase *db = dgen_database(MyDatabaseId, false);
-
-	return db != NULL && db->kept_out > 0;
-}
-
 /*
  * The worker leaves in the middle of a batch (FATAL): its transaction has
  * been rolled back.  Its calls go back to the queue; one that has lost three
- * workers is given up.  The message in hand becomes suspect.
+ * workers is given up.  The message in hand becomes suspect, unless the worker
+ * was sent away.
  */
 void
-dgen_batch_at_exit(void)
+dgen_batch_at_exit(bool sent_away)
 {
 	Batch	   *b = &batch;
 
 	if (b->nleases == 0)
 		return;
-	if (b->current >= 0 && b->items[b->current].msg != NULL && !sent_away())
+	if (b->current >= 0 && b->items[b->current].msg != NULL && !sent_away)
 		dgen_hand_suspect_add(MyDatabaseId, b->items[b->current].msg->id);
 	for (int i = 0; i < b->ncalls; i++)
 	{

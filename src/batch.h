@@ -79,6 +79,7 @@ typedef struct Batch
 {
 	int			pool;
 	bool		effects;		/* the pool's entries are streams of effects */
+	int64		lock_token;		/* of a stand-in for locked work, or 0 */
 	int32		module_id;
 	DgenModule *module;			/* in a try */
 	int			nleases;
@@ -140,8 +141,11 @@ extern char *dgen_deferred_token(DgenCall *call);
 extern void dgen_deferred_request(DgenModule *module, DgenMessage *msg);
 extern void dgen_run_finish(Batch *b);	/* writes the servers; before commit */
 
-/* postpone.c: an item's message stays, postponed or in its place; its caller goes on waiting */
-extern void dgen_keep_item(Batch *b, BatchItem *item, bool postponed);
+/*
+ * postpone.c: an item's message stays, postponed or in its place; its caller
+ * goes on waiting.  The message's id; 0: its caller has been answered already.
+ */
+extern int64 dgen_keep_item(Batch *b, BatchItem *item, bool postponed);
 
 /* failure.c: what becomes of a message that failed alone */
 extern void dgen_failure_record(Batch *b, BatchItem *item);

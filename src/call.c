@@ -321,8 +321,7 @@ check_not_self(const DgenAddress *to)
 		if (strcmp(scope->server, to->text) == 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_DGEN_CALL_CYCLE),
-					 errmsg("server \"%s\" cannot be called from its own %s", to->text,
-							scope->kind),
+					 errmsg("server \"%s\" cannot be called from work of its own", to->text),
 					 errhint("Use dgen.cast(), which is sent when this transaction commits.")));
 	}
 }

@@ -99,6 +99,13 @@ typedef bool DgenUpdateIndexes;
 /* libpq/libpq.h wants headers of GSSAPI where the server was built with it */
 extern bool pq_check_connection(void);
 
+/* 18: a portal is always run once */
+#if PG_VERSION_NUM >= 180000
+#define DgenPortalRun(portal, dest) PortalRun(portal, FETCH_ALL, true, dest, dest, NULL)
+#else
+#define DgenPortalRun(portal, dest) PortalRun(portal, FETCH_ALL, true, true, dest, dest, NULL)
+#endif
+
 /* 18 writes noreturn in front */
 #if PG_VERSION_NUM < 180000
 #define pg_noreturn pg_attribute_noreturn()

@@ -278,6 +278,23 @@ wait_until(BatchLease *lease, TimestampTz when)
 }
 
 /*
+ * Does the server run nothing now, or not this message (NULL: a call)?  Who
+ * resumes it, or ends its lock, rings it.
+ */
+static bool
+must_wait(Batch *b, int leaseno, int server, DgenMessage *msg)
+{
+	DgenServer *s = b->servers[server].server;
+
+	if (!s->suspended && !dgen_lock_holds(s, msg))
+		return false;
+	wait_until(&b->leases[leaseno], DT_NOEND);
+	if (s->lock_id != 0 && !s->suspended)
+		dgen_lock_wake(b->module, s);
+	return true;
+}
+
+/*
  * May this message run now?  One that has failed before runs alone, since it
  * would only fail its company again; so does a suspect.  Sets park_until for
  * what backs off.  A continue runs before what is wanted, and nothing passes it.
@@ -403,10 +420,9 @@ plan_normal(Batch *b, int leaseno, Lane *lane, int *call, Snapshot snapshot, boo
 		server = find_server(b, leaseno, c->data, snapshot);
 		if (server < 0)
 			return false;
-		if (b->servers[server].server->suspended)
+		if (must_wait(b, leaseno, server, NULL))
 		{
 			lane->blocked = true;
-			wait_until(lease, DT_NOEND);
 			return true;
 		}
 		if (!plan_continue(b, leaseno, lane, server, snapshot))
@@ -433,10 +449,9 @@ plan_message(Batch *b, int leaseno, Lane *lane, Snapshot snapshot)
 
 	if (server < 0)
 		return false;
-	if (b->servers[server].server->suspended)
+	if (must_wait(b, leaseno, server, msg))
 	{
 		lane->blocked = true;
-		wait_until(lease, DT_NOEND);
 		return true;
 	}
 	if (!plan_continue(b, leaseno, lane, server, snapshot))

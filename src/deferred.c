@@ -394,6 +394,43 @@ dgen_kept_cancelled(const char *token)
 	dgen_call_unref(call, self);
 }
 
+/*
+ * Answer a call by its token when this transaction commits: one that waits for
+ * a later reply, or for work under a lock.
+ */
+void
+dgen_deferred_answer(const char *token, Jsonb *reply, const DgenError *error)
+{
+	dsa_area   *dsa = dgen_dsa();
+	unsigned long long id;
+	unsigned long long secret;
+	char		kind;
+	Change	   *change;
+	DgenCall   *call = NULL;
+	int			place;
+
+	if (!parse_token(token, &kind, &id, &secret))
+		return;
+	/* before the claim: nothing may fail between it and what undoes it */
+	change = add_change(DGEN_NONE, true, 0, DGEN_CALL_DONE, NULL);
+	LWLockAcquire(&dgen_shared->lock, LW_EXCLUSIVE);
+	place = find_place(id, secret);
+	if (place != DGEN_NONE && !dgen_shared->deferred[place].claimed)
+	{
+		dgen_shared->deferred[place].claimed = true;
+		call = dsa_get_address(dsa, dgen_shared->deferred[place].call);
+	}
+	LWLockRelease(&dgen_shared->lock);
+	if (call == NULL)
+		return;
+	change->place = place;
+	change->call_id = id;
+	if (reply != NULL)
+		dgen_call_put_reply(call, DGEN_CALL_REPLY, reply, VARSIZE(reply));
+	else
+		dgen_call_put_error(call, error);
+}
+
 /* ---------------------------------------------------------------- requests */
 
 /* The handler of a request said noreply: leave a row to be filled in. */

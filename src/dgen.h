@@ -452,7 +452,7 @@ typedef struct DgenWorkerSlot
 typedef enum DgenPoolKind
 {
 	DGEN_POOL_HANDLERS,			/* messages and calls */
-	DGEN_POOL_LONG,				/* what may take long: effects */
+	DGEN_POOL_LONG,				/* what may take long: effects; handle_locked, under -module id */
 	DGEN_NPOOL_KINDS
 } DgenPoolKind;
 
@@ -609,6 +609,8 @@ extern bool dgen_ready_ring(Oid database, Oid owner, DgenPoolKind kind, int32 mo
 extern void dgen_ready_stop_calls(Oid database, Oid owner, int32 module_id, int64 hash);
 struct DgenCall;
 extern bool dgen_ready_add_call(Oid owner, struct DgenCall *call, dsa_pointer self);
+/* is there an entry for it, in whatever state? (nothing raised) */
+extern bool dgen_ready_known(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int64 hash);
 /* takes a still queued call off its entry; false if a worker has it */
 extern bool dgen_ready_withdraw(struct DgenCall *call, dsa_pointer self);
 
@@ -757,6 +759,7 @@ extern void dgen_mailbox_subxact(SubXactEvent event, SubTransactionId my, SubTra
 /* rings a server when this transaction ends, committed or not (resume, a lease let go...) */
 extern void dgen_ring_at_end(DgenModule *module, int64 hash);
 extern void dgen_ring_long_at_end(DgenModule *module, int64 hash);
+extern void dgen_ring_locked_at_end(DgenModule *module, int64 hash);
 /* has the keeper look no later than this, when this transaction commits */
 extern void dgen_due_at_commit(TimestampTz due);
 
@@ -824,6 +827,7 @@ extern void dgen_lease_wait(int64 hash);	/* until free, then lets go at once */
  * the current memory context.
  */
 extern DgenServer *dgen_server_read(DgenTable *table, const char *address, int64 hash, Snapshot snapshot);
+extern int64 dgen_server_lock_id(DgenTable *table, const char *address);	/* without the lease */
 /* writes what is dirty; own lease held; updates tid, xmin, version */
 extern void dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck);
 /* raises 40001 where a repeatable snapshot is older than what was just read */
@@ -934,6 +938,8 @@ extern void dgen_scope_say(DgenDirective what, const char *text, const Interval 
 						   Jsonb *message);
 extern void dgen_scope_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
 extern void dgen_scope_reset(void); /* at the end of a transaction */
+/* the scope of work that is not one transaction, NULL: none any more */
+extern void dgen_scope_base(DgenScope *scope);
 
 /* ------------------------------------------------------------ activation.c
  *
@@ -1150,6 +1156,8 @@ extern void dgen_kept_fail(const char *token, const DgenError *error);
 /* at once: its caller asked for it, and its handler's transaction has been rolled back */
 extern void dgen_kept_cancelled(const char *token);
 extern void dgen_deferred_forget(uint64 call_id);
+/* answers, at the commit, a call whose handler said noreply or lock; nothing if nobody waits */
+extern void dgen_deferred_answer(const char *token, Jsonb *reply, const DgenError *error);
 extern void dgen_deferred_xact_callback(XactEvent event);
 extern void dgen_deferred_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
 
@@ -1163,7 +1171,7 @@ extern void dgen_batch_touch(int64 hash);
 extern void dgen_batch_keep(DgenServer *server);	/* its state outlives the handler's memory */
 extern bool dgen_batch_in_company(void);
 extern void dgen_batch_overtakes(void);
-extern void dgen_batch_at_exit(void);
+extern void dgen_batch_at_exit(bool sent_away);
 extern void dgen_batch_xact_callback(XactEvent event);
 extern bool dgen_batch_active(void);
 extern bool dgen_batch_in_doubt(void);	/* at the commit: perhaps not replicated */
@@ -1174,6 +1182,24 @@ extern PGDLLEXPORT void dgen_worker_main(Datum main_arg);
 /* a call in the caller's transaction; inlined: for tests, isolation is waived */
 extern Jsonb *dgen_invoke_call(const DgenAddress *to, Jsonb *request, bool inlined);
 extern void dgen_check_isolation(DgenModule *module);
+
+/* ------------------------------------------------------------------ lock.c
+ *
+ * A locked server; all under its lease, and its row is the caller's to write.
+ */
+extern void dgen_lock_begin(DgenModule *module, DgenServer *server, int64 message_id);
+extern void dgen_lock_end(DgenServer *server);
+extern void dgen_lock_break(DgenServer *server, const char *why);
+/* must it wait?  msg NULL: a call */
+extern bool dgen_lock_holds(const DgenServer *server, const DgenMessage *msg);
+extern void dgen_lock_wake(DgenModule *module, const DgenServer *server);
+extern void dgen_lock_check_free(const DgenServer *server);	/* 55000 */
+extern bool dgen_lock_message(DgenTable *table, const DgenServer *server, DgenMessage *msg);
+extern bool dgen_lock_is_for(const char *server, int64 message_id);	/* without the lease */
+
+/* ---------------------------------------------------------------- locked.c */
+extern void dgen_locked_serve(int pool, DgenTaken *taken, int32 module_id);
+extern void dgen_locked_at_exit(bool sent_away);
 
 /* --------------------------------------------------------------- effect.c
  *
@@ -1273,6 +1299,7 @@ extern void dgen_notify_at_commit(DgenWaitKind kind, int64 key);
 
 /* --------------------------------------------------------------- failure.c */
 extern void dgen_attempt_delete(int64 message_id);
+extern TimestampTz dgen_attempt_next(int64 message_id); /* 0: it has not failed */
 
 /* -------------------------------------------------------------- launcher.c */
 extern void dgen_launcher_register(void);	/* from _PG_init */

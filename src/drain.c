@@ -79,6 +79,11 @@ finish_message(DgenActivation *act, DgenMessage *msg)
 				 act->outcome == DGEN_REJECTED ?
 				 errmsg("server \"%s\" rejected the message: %s", msg->server, act->reason) :
 				 errmsg("server \"%s\" asked for the message to be tried later", msg->server)));
+	if (act->locked)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+				 errmsg("server \"%s\" cannot be locked in this transaction", msg->server),
+				 errdetail("handle_locked runs after a commit.")));
 	if (act->outcome == DGEN_HANDLED && act->postponed)
 		dgen_postpone(act->module, act->server, msg);
 	else if (act->outcome == DGEN_HANDLED && msg->kind == 'r' && act->replied)

@@ -99,6 +99,18 @@ dgen_attempt_delete(int64 message_id)
 	dgen_table_close(table);
 }
 
+/* When is it to be tried again? */
+TimestampTz
+dgen_attempt_next(int64 message_id)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_ATTEMPT, RowExclusiveLock);
+	Attempt		a;
+
+	read_attempt(table, message_id, &a);
+	dgen_table_close(table);
+	return a.next_at;
+}
+
 static void
 write_attempt(DgenTable *table, Attempt *a, DgenMessage *msg, const DgenError *error)
 {
@@ -255,6 +267,8 @@ bury(DgenModule *module, DgenServer *server, DgenTable *messages, DgenTable *att
 	}
 	if (msg->kind == 'r')
 		dgen_request_reply(module, msg, NULL, dgen_error_to_jsonb(error));
+	else if (msg->kind == DGEN_KIND_CALL)
+		dgen_deferred_answer(msg->token, NULL, error);
 	run_handle_dead_letter(module, msg, a->attempts, error);
 	dgen_hand_forget(MyDatabaseId, msg->id);
 	/* an effect says nothing about its server, which has done its part */
@@ -370,12 +384,22 @@ record(Batch *b, BatchItem *item)
 		return;
 	/* of an effect the server's lease is not held, and its row not written */
 	server = is_effect(msg) ? NULL : dgen_server_read(servers, msg->server, msg->hash, NULL);
+	/* work whose lock was broken is nobody's failure */
+	if (b->lock_token != 0 && (server->lock_id != msg->id || server->lock_token != b->lock_token))
+		return;
 	read_attempt(attempts, msg->id, &a);
 	PushActiveSnapshot(GetTransactionSnapshot());
-	if (msg->kind == DGEN_KIND_CALL)
+	if (msg->kind == DGEN_KIND_CALL && b->lock_token == 0)
 		fail_kept(b, messages, msg);
 	else if (decide(b, module, msg, &a))
+	{
 		bury(module, server, messages, attempts, msg, &a, b->error);
+		if (b->lock_token != 0)
+		{
+			dgen_lock_end(server);
+			dgen_ring_at_end(module, server->hash);
+		}
+	}
 	else
 	{
 		write_attempt(attempts, &a, msg, b->error);
@@ -410,8 +434,8 @@ dgen_failure_record(Batch *b, BatchItem *item)
 		XactReadOnly = false;
 		XactIsoLevel = XACT_READ_COMMITTED;
 		MemoryContextSwitchTo(mcxt);
-		/* who got the lease in between may have ended the message, too */
-		if (dgen_lease_take(item->msg->hash, false))
+		/* who got the lease in between may have ended the message, too; but not locked work */
+		if (dgen_lease_take(item->msg->hash, b->lock_token != 0))
 			record(b, item);
 		CommitTransactionCommand();
 	}

@@ -44,6 +44,8 @@ typedef struct DgenSaid
 
 DgenScope  *dgen_scope = NULL;
 
+static DgenScope *base_scope = NULL;	/* outlives transactions */
+
 /* ---------------------------------------------------------------- directives */
 
 static const char *
@@ -198,7 +200,13 @@ dgen_scope_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId par
 void
 dgen_scope_reset(void)
 {
-	dgen_scope = NULL;
+	dgen_scope = base_scope;
+}
+
+void
+dgen_scope_base(DgenScope *scope)
+{
+	dgen_scope = base_scope = scope;
 }
 
 /* ---------------------------------------------------------------- identity */

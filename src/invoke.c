@@ -172,6 +172,7 @@ check_available(DgenServer *server)
 				 errmsg("server \"%s\" is suspended", server->address),
 				 errdetail("Suspended by %s.", server->suspended_by ? server->suspended_by : "nobody"),
 				 errhint("Run dgen.resume('%s').", server->address)));
+	dgen_lock_check_free(server);
 }
 
 static void
@@ -213,6 +214,12 @@ check_outcome(DgenActivation *act, const DgenAddress *to)
 				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
 				 errmsg("handler of server \"%s\" postponed the request", to->text),
 				 errdetail("An invoke is answered at once: there is nothing that could wait."),
+				 errhint("Use dgen.call() or dgen.send_request().")));
+	if (act->locked)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+				 errmsg("server \"%s\" cannot be locked in an invoke", to->text),
+				 errdetail("handle_locked runs after a commit, and an invoke is answered at once."),
 				 errhint("Use dgen.call() or dgen.send_request().")));
 	if (act->outcome != DGEN_HANDLED || !act->replied)
 		ereport(ERROR,

@@ -863,9 +863,20 @@ start_workers(void)
 			look_at(TimestampTzPlusMilliseconds(pass_time, STARTING_MS));
 			continue;
 		}
-		if (is_full(view) || !may_start(view))
-			continue;
 		grow_at = TimestampTzPlusMilliseconds(view->head_since, HEAD_WAIT_MS);
+		if (is_full(view))
+		{
+			/* there are few places for long work: who sits idle in one goes */
+			if (view->kind != DGEN_POOL_LONG)
+				continue;
+			if (grow_at > pass_time)
+				look_at(grow_at);
+			else if (database_workers[view->database][view->kind] > view->nworkers)
+				place_wanted[view->database][view->kind] = true;
+			continue;
+		}
+		if (!may_start(view))
+			continue;
 		if (grow_at <= pass_time)
 			grow_pool(poolno);
 		else

@@ -120,6 +120,13 @@ put_back(DgenModule *module, DgenTable *letters, DgenMessage *msg)
 	/* whoever requeues what has expired wants it handled */
 	if (msg->expires_at <= GetCurrentTimestamp())
 		msg->expires_at = DT_NOEND;
+	/* the caller of a call has its error, so the reply is kept for whoever asks */
+	if (msg->kind == DGEN_KIND_CALL)
+	{
+		msg->kind = DGEN_KIND_REQUEST;
+		msg->token = NULL;
+		msg->notify = false;
+	}
 	/* and for whichever incarnation lives, whatever became of its timer */
 	msg->incarnation = msg->timer = 0;
 	dgen_mailbox_put_back(module, msg);
@@ -420,6 +427,11 @@ discard_waiting(DgenTableId where, int64 id)
 	{
 		module = operated_module(msg.server, &address);
 		server = dgen_admin_open(module, &address, &servers);
+		if (server->lock_id == id)
+		{
+			dgen_lock_break(server, "An operator has discarded it.");
+			done = true;
+		}
 		/* it may have been handled while we waited for the lease */
 		if (find_message(table, 0, id, &msg) && end_message(module, table, &msg))
 		{

@@ -312,11 +312,18 @@ dgen_ring_at_end(DgenModule *module, int64 hash)
 	remember(0, hash, module, DGEN_POOL_HANDLERS);
 }
 
-/* The same for the workers that do what may take long. */
+/* The same for the workers that do what may take long: effects, */
 void
 dgen_ring_long_at_end(DgenModule *module, int64 hash)
 {
 	remember(0, hash, module, DGEN_POOL_LONG);
+}
+
+/* and the work of a server that is locked. */
+void
+dgen_ring_locked_at_end(DgenModule *module, int64 hash)
+{
+	remember(0, hash, module, DGEN_POOL_LONG)->module_id = -module->id;
 }
 
 void

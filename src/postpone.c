@@ -138,14 +138,14 @@ dgen_postponed_delete(int64 id)
 
 /* The message that a call becomes; false: it has its reply already. */
 static bool
-call_to_message(Batch *b, BatchItem *item, DgenMessage *msg)
+call_to_message(Batch *b, BatchItem *item, DgenMessage *msg, DgenCallState then)
 {
 	DgenServer *server = b->servers[item->server].server;
 	DgenCall   *call = b->calls[item->call].call;
 
 	memset(msg, 0, sizeof(DgenMessage));
 	msg->token = dgen_deferred_token(call);
-	if (!dgen_deferred_call(b, item->call, DGEN_CALL_POSTPONED))
+	if (!dgen_deferred_call(b, item->call, then))
 		return false;
 	msg->id = call->place_is_id ? call->place : dgen_draw_id();
 	msg->hash = call->hash;
@@ -162,23 +162,28 @@ call_to_message(Batch *b, BatchItem *item, DgenMessage *msg)
 	return true;
 }
 
-void
+/*
+ * A call that was postponed did not happen, should its caller give it up; one
+ * for which there is work under a lock has begun to.
+ */
+int64
 dgen_keep_item(Batch *b, BatchItem *item, bool postponed)
 {
+	DgenCallState then = postponed ? DGEN_CALL_POSTPONED : DGEN_CALL_DEFERRED;
 	DgenMessage call;
 	DgenMessage *msg = item->msg;
 
 	if (msg == NULL)
 	{
 		msg = &call;
-		if (!call_to_message(b, item, msg))
-			return;
+		if (!call_to_message(b, item, msg, then))
+			return 0;
 	}
-	else if (item->kept != NULL &&
-			 dgen_kept_settle(item->kept, DGEN_CALL_POSTPONED, NULL) == DGEN_CALL_DONE)
-		return;
+	else if (item->kept != NULL && dgen_kept_settle(item->kept, then, NULL) == DGEN_CALL_DONE)
+		return 0;
 	if (postponed)
 		dgen_postpone(b->module, b->servers[item->server].server, msg);
 	else
 		dgen_mailbox_put_back(b->module, msg);
+	return msg->id;
 }

@@ -463,6 +463,19 @@ dgen_ready_ring(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int
 	return true;
 }
 
+bool
+dgen_ready_known(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int64 hash)
+{
+	DgenPool   *pool = lock_pool(database, owner, kind);
+	bool		known;
+
+	if (pool == NULL)
+		return false;
+	known = find_entry(pool, module_id, hash) != DGEN_NONE;
+	LWLockRelease(&pool->lock);
+	return known;
+}
+
 /* ---------------------------------------------------------------- calls */
 
 static DgenCall *
@@ -709,7 +722,7 @@ dgen_ready_ring_module(Oid database, Oid owner, int32 module_id)
 			 pool->parked : DGEN_NONE, next; i != DGEN_NONE; i = next)
 		{
 			next = ready->entries[i].next;
-			if (ready->entries[i].module_id == module_id)
+			if (abs(ready->entries[i].module_id) == module_id)
 				ring_entry(pool, i);
 		}
 		unlock_pool(pool);

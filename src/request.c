@@ -590,6 +590,8 @@ abandon(Request *r)
 		return abandon_postponed(r);
 	if (r->place != PLACE_MAILBOX && r->place != PLACE_DELAYED)
 		return false;
+	if (dgen_lock_is_for(r->server, r->id))
+		return false;
 	table = dgen_table_open(r->place == PLACE_MAILBOX ? DGEN_T_MESSAGE : DGEN_T_DELAYED,
 							RowExclusiveLock);
 	done = dgen_table_delete(table, &r->tid) == TM_Ok;

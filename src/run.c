@@ -216,6 +216,24 @@ consume_message(Batch *b, BatchItem *item)
 	}
 }
 
+/* The handler has locked its server: the message stays in its place. */
+static void
+lock_server(Batch *b, BatchItem *item)
+{
+	DgenServer *server = b->servers[item->server].server;
+	int64		id = dgen_keep_item(b, item, false);
+
+	if (id == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+				 errmsg("contradictory directives from handle_call"),
+				 errdetail("It said lock, and has replied."),
+				 errhint("Leave the reply to handle_locked.")));
+	dgen_lock_begin(b->module, server, id);
+	/* what else of the server is in this batch waits for the next one */
+	server->ahead = true;
+}
+
 /* Give the result of an activation to whoever waits for it. */
 static void
 deliver(Batch *b, BatchItem *item, DgenActivation *act)
@@ -224,6 +242,8 @@ deliver(Batch *b, BatchItem *item, DgenActivation *act)
 
 	if (act->postponed)
 		dgen_keep_item(b, item, true);
+	else if (act->locked)
+		lock_server(b, item);
 	else if (c == NULL)
 	{
 		if (item->msg->kind == 'r' && act->replied)

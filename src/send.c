@@ -596,6 +596,9 @@ cancel_in(DgenTableId id, int skip, int64 message_id)
 						(long long) message_id, msg.server),
 				 errdetail("It lapses with the next message that the server handles."),
 				 errhint("An operator can take it away by dgen.discard(%lld).", (long long) message_id)));
+	/* what a server is locked for has been handled, in part */
+	if (found && skip == 0 && dgen_lock_is_for(msg.server, message_id))
+		found = false;
 	/* a worker that has it in hand commits first, or gives it back first */
 	found = found && dgen_table_delete_wait(table, &msg.tid);
 	if (found)

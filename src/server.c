@@ -461,6 +461,31 @@ dgen_server_xact_end(void)
 	saved = NIL;
 }
 
+/* ---------------------------------------------------------------- locks */
+
+/* The message that a server is locked for, as its row is now; 0: none. */
+int64
+dgen_server_lock_id(DgenTable *table, const char *address)
+{
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+	int64		id = 0;
+
+	dgen_key_text(&key, 1, address);
+	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
+	/* of a row that is being replaced we may meet both versions, the new one last */
+	while ((tuple = dgen_scan_next(scan)) != NULL)
+	{
+		bool		isnull;
+		Datum		value = heap_getattr(tuple, COL_LOCK_ID + 1, RelationGetDescr(table->rel), &isnull);
+
+		id = isnull ? 0 : DatumGetInt64(value);
+	}
+	dgen_scan_end(scan);
+	return id;
+}
+
 /* ---------------------------------------------------------------- cache */
 
 static CacheEntry *

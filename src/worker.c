@@ -42,11 +42,13 @@
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/portal.h"
+#include "utils/snapmgr.h"
 #include "utils/timeout.h"
 #include "batch.h"
 #include "worker.h"
 
 #define QUANTUM_USECS INT64CONST(1000000)
+#define PARKED_LONG_USECS INT64CONST(500000)
 
 static int	my_pool;
 static DgenPoolKind my_kind;
@@ -56,6 +58,8 @@ static bool in_company;
 static volatile sig_atomic_t interrupt = DGEN_INTERRUPT_NONE;
 static volatile sig_atomic_t cancels = 0;
 static bool session_is_dirty = false;
+static int32 settings_of = 0;	/* module whose settings the session has, as the next */
+static int32 prepared_for = 0;
 static uint32 idle_wait_event = 0;
 
 /* ---------------------------------------------------------------- interrupts */
@@ -185,6 +189,12 @@ dgen_worker_check_split(void)
 
 /* ---------------------------------------------------------------- session */
 
+static void
+force_setting(const char *name, const char *value)
+{
+	SetConfigOption(name, value, PGC_SUSET, PGC_S_OVERRIDE);
+}
+
 /*
  * After a batch that left something in the session: what DISCARD ALL does,
  * but for settings, which the nest level has undone.
@@ -201,9 +211,29 @@ clean_session(void)
 	PortalHashTableDeleteAll();
 	DropAllPreparedStatements();
 	Async_UnlistenAll();
+	/* catalogs have TOAST tables */
+	PushActiveSnapshot(GetTransactionSnapshot());
 	ResetTempTableNamespace();
+	PopActiveSnapshot();
 	ResetSequenceCaches();
 	CommitTransactionCommand();
+}
+
+/*
+ * After work that was no activation: as clean_session() does, and what it has
+ * SET as well.  Its settings had no nest level, since it may COMMIT.
+ */
+void
+dgen_worker_clean_session(void)
+{
+	session_is_dirty = true;
+	clean_session();
+	StartTransactionCommand();
+	SetPGVariable("session_authorization", NIL, false);
+	ResetAllOptions();
+	CommitTransactionCommand();
+	force_setting("role", "none");
+	settings_of = prepared_for = 0;
 }
 
 /*
@@ -213,7 +243,6 @@ clean_session(void)
 static void
 use_settings(int32 module_id)
 {
-	static int32 current = 0;
 	static char *search_path = NULL;
 	static char *timezone = NULL;
 	DgenModule *module;
@@ -223,7 +252,7 @@ use_settings(int32 module_id)
 	StartTransactionCommand();
 	module = dgen_module_by_id(module_id);
 	if (module != NULL &&
-		(module_id != current || search_path == NULL || strcmp(search_path, module->search_path) != 0 ||
+		(module_id != settings_of || search_path == NULL || strcmp(search_path, module->search_path) != 0 ||
 		 strcmp(timezone, module->timezone ? module->timezone : "") != 0))
 	{
 		new_path = MemoryContextStrdup(TopMemoryContext, module->search_path);
@@ -240,7 +269,7 @@ use_settings(int32 module_id)
 		}
 		search_path = new_path;
 		timezone = new_timezone;
-		current = module_id;
+		settings_of = module_id;
 	}
 	else
 		CommitTransactionCommand();
@@ -253,23 +282,16 @@ use_settings(int32 module_id)
 void
 dgen_worker_prepare_session(int32 module_id)
 {
-	static int32 last = 0;
 	static uint64 last_version = 0;
 	uint64		version;
 
 	AcceptInvalidationMessages();
 	version = dgen_module_version();
-	if (module_id == last && version == last_version)
+	if (module_id == prepared_for && version == last_version)
 		return;
 	use_settings(module_id);
-	last = module_id;
+	prepared_for = module_id;
 	last_version = dgen_module_version();
-}
-
-static void
-force_setting(const char *name, const char *value)
-{
-	SetConfigOption(name, value, PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 /* ALTER ROLE and ALTER DATABASE settings apply, except for what would break a worker. */
@@ -329,6 +351,15 @@ may_be_slow(void)
 		pg_atomic_read_u32(&db->slow_workers) < (uint32) dgen_max_workers - 1;
 }
 
+/* Has the worker to make way for a command on its database? */
+static bool
+sent_away(void)
+{
+	DgenDatabase *db = dgen_database(MyDatabaseId, false);
+
+	return db != NULL && db->kept_out > 0;
+}
+
 /*
  * The last thing that the process does in shared memory: its transaction has
  * been rolled back, its leases are free.
@@ -338,7 +369,8 @@ leave(int code, Datum arg)
 {
 	if (dgen_my_slot == NULL)
 		return;
-	dgen_batch_at_exit();
+	dgen_batch_at_exit(sent_away());
+	dgen_locked_at_exit(sent_away());
 	release_slow();
 	dgen_slot_release(DatumGetInt32(arg), my_generation);
 }
@@ -360,7 +392,10 @@ serve(void)
 		return false;
 	dgen_my_slot->busy_since = GetCurrentTimestamp();
 	dgen_my_slot->state = DGEN_WORKER_BUSY;
-	dgen_batch_serve(my_pool, taken, n, module_id);
+	if (module_id > 0)
+		dgen_batch_serve(my_pool, taken, n, module_id);
+	else
+		dgen_locked_serve(my_pool, &taken[0], -module_id);
 	clean_session();
 	dgen_cache_trim();
 	/* at most once a second, or autovacuum would never hear of a busy worker */
@@ -402,8 +437,11 @@ wait_for_work(TimestampTz idle_since)
 		pg_atomic_write_u32(&dgen_my_slot->idle, 0);
 		return true;
 	}
-	if (pool->nready == 0 && pool->parked == DGEN_NONE &&
-		(now >= leave_at || (db != NULL && pg_atomic_read_u32(&db->place_wanted[my_kind]))))
+	/* what is parked for long is the launcher's to look after, if another wants the place */
+	if (pool->nready == 0 && pool->parked == DGEN_NONE && now >= leave_at)
+		return false;
+	if (pool->nready == 0 && (pool->parked == DGEN_NONE || due > now + PARKED_LONG_USECS) &&
+		db != NULL && pg_atomic_read_u32(&db->place_wanted[my_kind]))
 		return false;
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					 Max(1, TimestampDifferenceMilliseconds(now,

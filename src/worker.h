@@ -24,6 +24,7 @@ extern DgenInterrupt dgen_worker_interrupted(void);
 extern void dgen_worker_forget_interrupt(void);
 extern void dgen_worker_set_call(uint64 call_id);
 extern void dgen_worker_check_split(void);
+extern void dgen_worker_clean_session(void);
 extern int	dgen_worker_cancels(void);
 extern void dgen_worker_prepare_session(int32 module_id);
 

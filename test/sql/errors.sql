@@ -59,7 +59,7 @@ DECLARE
 BEGIN
   FOR p IN SELECT oid, proname, proargtypes, provariadic FROM pg_proc
     WHERE pronamespace = 'dgen'::regnamespace AND prokind = 'f'
-      AND proname NOT IN ('noreply', 'postpone')  -- which in a handler would be obeyed
+      AND proname NOT IN ('noreply', 'postpone', 'lock')  -- which in a handler would be obeyed
     ORDER BY proname COLLATE "C" LOOP
     function := p.proname;
     BEGIN
