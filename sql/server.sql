@@ -55,6 +55,12 @@ AS 'MODULE_PATHNAME', 'dgen_state';
 COMMENT ON FUNCTION dgen.state(text) IS
 'the state of a server, raw, as the statement''s snapshot sees it; of a stopped one the last, if it was kept';
 
+CREATE FUNCTION dgen.status(server text)
+RETURNS jsonb LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'dgen_status';
+COMMENT ON FUNCTION dgen.status(text) IS
+'all that is to be known of a server: its row, the state as format_status shows it, how much waits for it, and who has it in hand';
+
 CREATE FUNCTION dgen.replace_state(server text, state jsonb, expected_version bigint DEFAULT NULL)
 RETURNS bigint LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'dgen_replace_state';

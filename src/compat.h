@@ -47,7 +47,9 @@ typedef bool DgenUpdateIndexes;
 #define MyVxidProc (MyProc->vxid.procNumber)
 #else
 #define MyProcIndex (MyProc->pgprocno)
+#include "storage/sinvaladt.h"
 #define VXID_PROC(vxid) ((vxid).backendId)
+#define ProcNumberGetProc(number) BackendIdGetProc(number)
 #define MyLxid (MyProc->lxid)
 #define MyVxidProc (MyProc->backendId)
 #endif

@@ -819,6 +819,7 @@ typedef struct DgenServer
 extern bool dgen_lease_take(int64 hash, bool wait);
 extern void dgen_lease_release(int64 hash);
 extern bool dgen_lease_held(int64 hash);
+extern int	dgen_lease_holder(int64 hash);	/* another's process id, or 0 */
 extern void dgen_lease_wait(int64 hash);	/* until free, then lets go at once */
 
 /*
@@ -1042,6 +1043,10 @@ extern void dgen_migrate_server(DgenActivation *act);
 extern Jsonb *dgen_migrated_state(DgenModule *module, DgenServer *server);
 extern Size dgen_migration_size(void);
 extern void dgen_migration_init(void *place, bool found);
+
+/* ----------------------------------------------------------------- views.c */
+extern Jsonb *dgen_masked(DgenCallbackKind kind, const char *server, Jsonb *value);
+extern int64 dgen_calls_waiting(const char *server);
 
 /* ----------------------------------------------------------------- trace.c */
 extern Size dgen_trace_size(void);

@@ -30,6 +30,8 @@
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "storage/predicate.h"
+#include "storage/proc.h"
+#include "storage/procarray.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -117,6 +119,22 @@ dgen_lease_wait(int64 hash)
 	lease_tag(&tag, hash);
 	(void) LockAcquire(&tag, ShareLock, false, false);
 	LockRelease(&tag, ShareLock, false);
+}
+
+/* Process id of another that holds the lease; 0: there is none. */
+int
+dgen_lease_holder(int64 hash)
+{
+	LOCKTAG		tag;
+	VirtualTransactionId *vxids;
+	PGPROC	   *proc = NULL;
+	int			n;
+
+	lease_tag(&tag, hash);
+	vxids = GetLockConflicts(&tag, ExclusiveLock, &n);
+	if (n > 0)
+		proc = ProcNumberGetProc(VXID_PROC(vxids[0]));
+	return proc ? proc->pid : 0;
 }
 
 /* ---------------------------------------------------------------- reading */

@@ -196,6 +196,13 @@ mask(DgenCallbackKind kind, const char *server, int len, Datum value)
 	return run_mask(module, kind, pnstrdup(server, len), value);
 }
 
+/* The same for the library itself, which has checked who asks. */
+Jsonb *
+dgen_masked(DgenCallbackKind kind, const char *server, Jsonb *value)
+{
+	return DatumGetJsonbP(mask(kind, server, strlen(server), JsonbPGetDatum(value)));
+}
+
 /* Arguments: server text, value jsonb. */
 static Datum
 masked(FunctionCallInfo fcinfo, DgenCallbackKind kind)
@@ -294,6 +301,46 @@ show_call(FunctionCallInfo fcinfo, DgenCall *call)
 	values[6] = mask(DGEN_FORMAT_MESSAGE, call->data, len,
 					 PointerGetDatum(call->data + call->request_off));
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+static int64
+count_calls(DgenCalls *calls, const char *server)
+{
+	int64		n = 0;
+
+	for (int i = 0; i < calls->n; i++)
+	{
+		DgenCall   *call = dsa_get_address(dgen_dsa(), calls->calls[i]);
+
+		if (strcmp(call->data, server) == 0 &&
+			pg_atomic_read_u32(&call->state) == DGEN_CALL_QUEUED)
+			n++;
+	}
+	return n;
+}
+
+/* How many calls wait for a worker to take them to this server. */
+int64
+dgen_calls_waiting(const char *server)
+{
+	DgenCalls	calls = {0};
+	volatile int64 n = 0;
+
+	if (dgen_shared == NULL)
+		return 0;
+	PG_TRY();
+	{
+		take_calls(&calls);
+		n = count_calls(&calls, server);
+	}
+	PG_CATCH();
+	{
+		let_go(&calls);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	let_go(&calls);
+	return n;
 }
 
 /* calls_in_flight(): calls that wait for a worker, as far as the user may see them */
