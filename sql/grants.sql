@@ -9,7 +9,8 @@ GRANT USAGE ON SCHEMA dgen TO PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA dgen FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA dgen FROM PUBLIC;
 GRANT SELECT ON dgen.servers, dgen.messages, dgen.modules, dgen.dead_letters, dgen.workers,
-	dgen.progress_migrate, dgen.names, dgen.groups, dgen.monitors, dgen.traces, dgen.trace_log TO PUBLIC;
+	dgen.progress_migrate, dgen.names, dgen.groups, dgen.monitors, dgen.traces, dgen.trace_log,
+	dgen.timers TO PUBLIC;
 
 /* What a dump carries.  Not dgen.installation: a restored copy must know that it is one. */
 SELECT pg_extension_config_dump('dgen.adoption', '');

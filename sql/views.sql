@@ -204,7 +204,7 @@ COMMENT ON VIEW dgen.messages IS
 'messages that wait, with delayed and postponed ones, and calls that no worker has taken yet (see dgen.workers for those in hand); of modules that the current user may read';
 COMMENT ON COLUMN dgen.messages.id IS 'id, for dgen.discard() and dgen.cancel(); null for a call, which is no row unless it was postponed';
 COMMENT ON COLUMN dgen.messages.server IS 'address of the server it was sent to';
-COMMENT ON COLUMN dgen.messages.kind IS 'call, cast, info, request, reply (to a request of the server), DOWN, continue, or effect, which the server has promised by dgen.after_commit()';
+COMMENT ON COLUMN dgen.messages.kind IS 'call, cast, info, request, reply (to a request of the server), DOWN, continue, timer (a named one), timeout (an idle one), or effect, which the server has promised by dgen.after_commit()';
 COMMENT ON COLUMN dgen.messages.priority IS '1 high, 0 normal, -1 low';
 COMMENT ON COLUMN dgen.messages.status IS 'ready; delayed until due_at; postponed until its server changes; retrying: it has failed and waits for its next attempt; or locked: its work is done outside of handlers';
 COMMENT ON COLUMN dgen.messages.sent_at IS 'when it was sent';
@@ -218,6 +218,58 @@ COMMENT ON COLUMN dgen.messages.sender_role IS 'role that sent it';
 COMMENT ON COLUMN dgen.messages.dedup_key IS 'key by which duplicates are known';
 COMMENT ON COLUMN dgen.messages.context IS 'dgen.context of the sender';
 COMMENT ON COLUMN dgen.messages.message IS 'the message or request, as the module''s format_message shows it';
+
+CREATE VIEW dgen.timers WITH (security_barrier) AS
+	SELECT x.*
+	FROM (
+		SELECT
+			t.server,
+			CASE WHEN starts_with(t.name, '$every:') THEN NULL ELSE t.name END AS name,
+			t.id,
+			'timer' AS kind,
+			CASE WHEN d.id IS NULL THEN 'due' ELSE 'waiting' END AS status,
+			t.due_at,
+			t.every,
+			t.start_at,
+			t.time_zone,
+			CASE t.on_miss WHEN 'o' THEN 'fire_once' WHEN 'c' THEN 'catch_up' WHEN 's' THEN 'skip' END AS on_miss,
+			t.occurrence,
+			t.incarnation,
+			d.sender,
+			t.sender_role,
+			dgen.masked_message(d.server, d.message) AS message
+		FROM dgen.timer t LEFT JOIN dgen.delayed d ON d.id = t.id
+		UNION ALL
+		SELECT
+			d.server, NULL, d.id, 'timer', 'waiting', d.due_at, NULL, NULL, NULL, NULL, NULL,
+			d.incarnation, d.sender, d.sender_role, dgen.masked_message(d.server, d.message)
+		FROM dgen.delayed d
+		WHERE d.kind = 'i' AND d.timer IS NULL
+		UNION ALL
+		SELECT
+			s.server, NULL, s.timeout_id, 'timeout', 'waiting', s.timeout_at, NULL, NULL, NULL, NULL, NULL,
+			s.incarnation, s.server, NULL, '{"info": "timeout"}'
+		FROM dgen.server s
+		WHERE s.timeout_at IS NOT NULL
+	) x
+	WHERE dgen.may_read(x.server);
+COMMENT ON VIEW dgen.timers IS
+'timers that are set, and idle timeouts; of modules that the current user may read';
+COMMENT ON COLUMN dgen.timers.server IS 'address of the server whose handle_info gets the message';
+COMMENT ON COLUMN dgen.timers.name IS 'name of the timer; null if it has none';
+COMMENT ON COLUMN dgen.timers.id IS 'id, for dgen.cancel_timer() and dgen.read_timer()';
+COMMENT ON COLUMN dgen.timers.kind IS 'timer, or timeout for an idle timeout';
+COMMENT ON COLUMN dgen.timers.status IS 'waiting for its time, or due: its message is in the mailbox';
+COMMENT ON COLUMN dgen.timers.due_at IS 'when it goes off, or has come due; -infinity: once the mailbox is drained';
+COMMENT ON COLUMN dgen.timers.every IS 'interval of a timer that recurs';
+COMMENT ON COLUMN dgen.timers.start_at IS 'from when its occurrences count: each is start_at + occurrence * every';
+COMMENT ON COLUMN dgen.timers.time_zone IS 'time zone in which days and months count';
+COMMENT ON COLUMN dgen.timers.on_miss IS 'fire_once, catch_up or skip: what becomes of occurrences that could not be handled in time';
+COMMENT ON COLUMN dgen.timers.occurrence IS 'number of the occurrence that is next, or is due';
+COMMENT ON COLUMN dgen.timers.incarnation IS 'incarnation that it ends with; null if others than the server have set it';
+COMMENT ON COLUMN dgen.timers.sender IS 'server or session that set it; null once it is due';
+COMMENT ON COLUMN dgen.timers.sender_role IS 'role that set it';
+COMMENT ON COLUMN dgen.timers.message IS 'the message as handle_info gets it, and as the module''s format_message shows it; null once it is due, see dgen.messages';
 
 CREATE VIEW dgen.dead_letters WITH (security_barrier) AS
 	SELECT

@@ -1271,6 +1271,13 @@ extern int64 dgen_letter_erase(DgenModule *module, const DgenAddress *address);
 /* ------------------------------------------------------------------ send.c */
 /* size limit and accept, as kind "call", "cast", "info" or "request" */
 extern void dgen_check_message(DgenModule *module, const DgenAddress *to, const char *kind, Jsonb *message);
+extern void dgen_check_may_send(void);
+extern DgenModule *dgen_send_begin(FunctionCallInfo fcinfo, DgenAddress *to, DgenMessage *msg);
+extern bool dgen_send_cancel(int64 id); /* true: the message will not be handled */
+
+/* ------------------------------------------------------------- timer_api.c */
+extern bool dgen_timer_cancel_id(int64 id);
+extern bool dgen_timer_of(int64 id, char **server, char **sender_role);
 
 /* ----------------------------------------------------------------- reply.c */
 extern void dgen_reply_announce_rest(void); /* keeper, in a transaction */

@@ -684,7 +684,8 @@ static const struct
 	{DGEN_T_NAME, DGEN_I_NAME_SERVER, 2, "names"},
 	{DGEN_T_MEMBER, DGEN_I_MEMBER_SERVER, 2, "memberships of groups"},
 	{DGEN_T_TRACE_ENTRY, DGEN_I_TRACE_ENTRY_SERVER, 5, NULL},
-	{DGEN_T_TRACE, DGEN_I_TRACE_TARGET, 2, NULL}
+	{DGEN_T_TRACE, DGEN_I_TRACE_TARGET, 2, NULL},
+	{DGEN_T_TIMER, 0, 1, NULL}
 };
 
 /* the leases that one transaction may take without emptying the lock table */

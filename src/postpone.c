@@ -29,6 +29,7 @@
 void
 dgen_postpone(DgenModule *module, DgenServer *server, DgenMessage *msg)
 {
+	DgenMessage kept = *msg;
 	DgenTable  *table;
 	Datum		values[DGEN_MESSAGE_NATTS];
 	bool		nulls[DGEN_MESSAGE_NATTS];
@@ -42,9 +43,9 @@ dgen_postpone(DgenModule *module, DgenServer *server, DgenMessage *msg)
 				 errhint("They come back when its state changes. See dgen.messages, or raise the limit by dgen.alter_module('%s', max_mailbox => ...).",
 						 module->name)));
 	/* a timer has fired, and does not call it back */
-	msg->timer = 0;
+	kept.timer = 0;
 	table = dgen_table_open(DGEN_T_POSTPONED, RowExclusiveLock);
-	dgen_message_form(msg, values, nulls);
+	dgen_message_form(&kept, values, nulls);
 	dgen_table_insert(table, values, nulls, NULL);
 	dgen_table_close(table);
 	server->postponed++;
@@ -184,6 +185,12 @@ dgen_keep_item(Batch *b, BatchItem *item, bool postponed)
 	if (postponed)
 		dgen_postpone(b->module, b->servers[item->server].server, msg);
 	else
-		dgen_mailbox_put_back(b->module, msg);
+	{
+		DgenMessage kept = *msg;
+
+		/* as of a postponed one: its timer has fired */
+		kept.timer = 0;
+		dgen_mailbox_put_back(b->module, &kept);
+	}
 	return msg->id;
 }

@@ -854,9 +854,13 @@ dgen_message_status(PG_FUNCTION_ARGS)
 	locate(&r);
 	if (r.place == PLACE_NOWHERE)
 	{
-		if (!was_drawn(r.id))
+		/* a timer whose message is in the mailbox, under an id of its own */
+		if (dgen_timer_of(r.id, &r.server, &r.sender_role))
+			r.place = PLACE_MAILBOX;
+		else if (!was_drawn(r.id))
 			PG_RETURN_NULL();
-		PG_RETURN_TEXT_P(cstring_to_text("ended"));
+		else
+			PG_RETURN_TEXT_P(cstring_to_text("ended"));
 	}
 	if (!may_see(r.server, r.sender_role))
 		PG_RETURN_NULL();

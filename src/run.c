@@ -234,6 +234,39 @@ lock_server(Batch *b, BatchItem *item)
 	server->ahead = true;
 }
 
+/*
+ * The same for a message of a timer, whose row is taken, too.  The message is
+ * locked first: were it deleted, it would have to come back when somebody is
+ * at the timer.
+ */
+static DgenClaim
+consume_of_timer(Batch *b, BatchItem *item, struct DgenTimer **timer)
+{
+	DgenClaim	claim;
+
+	switch (dgen_table_lock(b->messages, &item->msg->tid))
+	{
+		case TM_Ok:
+			claim = dgen_timer_claim(item->msg, false, timer);
+			break;
+		case TM_WouldBlock:
+		case TM_BeingModified:
+			claim = DGEN_CLAIM_BUSY;
+			break;
+		default:
+			return DGEN_CLAIM_GONE;
+	}
+	if (claim == DGEN_CLAIM_BUSY)
+		put_off(b, item);
+	/* the lock is ours: there is nobody to wait for */
+	else if (dgen_table_delete_wait(b->messages, &item->msg->tid))
+	{
+		item->consumed = true;
+		b->leases[item->lease].consumed++;
+	}
+	return claim;
+}
+
 /* Give the result of an activation to whoever waits for it. */
 static void
 deliver(Batch *b, BatchItem *item, DgenActivation *act)
@@ -438,30 +471,13 @@ static bool
 take_message(Batch *b, BatchItem *item)
 {
 	struct DgenTimer *timer = NULL;
-	DgenClaim	claim = DGEN_CLAIM_TAKEN;
 
 	if (dgen_timer_is_behind(item->msg))
 	{
-		/* the message first, so that it is not taken back for want of its timer */
-		switch (dgen_table_lock(b->messages, &item->msg->tid))
-		{
-			case TM_Ok:
-				claim = dgen_timer_claim(item->msg, false, &timer);
-				break;
-			case TM_WouldBlock:
-			case TM_BeingModified:
-				claim = DGEN_CLAIM_BUSY;
-				break;
-			default:
-				return false;
-		}
+		if (consume_of_timer(b, item, &timer) != DGEN_CLAIM_TAKEN)
+			return false;
 	}
-	if (claim == DGEN_CLAIM_BUSY)
-	{
-		put_off(b, item);
-		return false;
-	}
-	if (!consume_message(b, item) || claim == DGEN_CLAIM_GONE)
+	else if (!consume_message(b, item))
 		return false;
 	if (item->msg->expires_at <= GetCurrentTimestamp())
 	{

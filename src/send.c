@@ -62,8 +62,9 @@ dgen_check_message(DgenModule *module, const DgenAddress *to, const char *kind, 
 				 errhint("Nothing was sent. See what the module accepts.")));
 }
 
-static void
-check_may_send(void)
+/* May the caller send, or take back, anything at all? */
+void
+dgen_check_may_send(void)
 {
 	dgen_check_writable();
 	if (dgen_scope != NULL && dgen_scope->readonly)
@@ -250,7 +251,7 @@ dgen_cast(PG_FUNCTION_ARGS)
 	DgenModule *module;
 
 	dgen_address_arg(fcinfo, 0, &to);
-	check_may_send();
+	dgen_check_may_send();
 	dgen_message_init(&msg, &to, 'c', dgen_arg_jsonb(fcinfo, 1));
 	take_times(fcinfo, 2, 3, &msg);
 	if (!PG_ARGISNULL(4))
@@ -273,13 +274,23 @@ dgen_send(PG_FUNCTION_ARGS)
 	DgenModule *module;
 
 	dgen_address_arg(fcinfo, 0, &to);
-	check_may_send();
+	dgen_check_may_send();
 	dgen_message_init(&msg, &to, 'i', dgen_arg_jsonb(fcinfo, 1));
 	take_times(fcinfo, 2, 3, &msg);
 	if (!PG_ARGISNULL(4))
 		msg.priority = check_priority(PG_GETARG_INT32(4));
 	module = check_send(&to, &msg);
 	PG_RETURN_INT64(send_one(module, &to, &msg));
+}
+
+/* Arguments server and message of an info that a timer sends. */
+DgenModule *
+dgen_send_begin(FunctionCallInfo fcinfo, DgenAddress *to, DgenMessage *msg)
+{
+	dgen_address_arg(fcinfo, 0, to);
+	dgen_check_may_send();
+	dgen_message_init(msg, to, DGEN_KIND_INFO, dgen_arg_jsonb(fcinfo, 1));
+	return check_send(to, msg);
 }
 
 PG_FUNCTION_INFO_V1(dgen_send_request);
@@ -293,7 +304,7 @@ dgen_send_request(PG_FUNCTION_ARGS)
 	DgenModule *module;
 
 	dgen_address_arg(fcinfo, 0, &to);
-	check_may_send();
+	dgen_check_may_send();
 	dgen_message_init(&msg, &to, 'r', dgen_arg_jsonb(fcinfo, 1));
 	msg.notify = PG_ARGISNULL(2) || PG_GETARG_BOOL(2);
 	take_times(fcinfo, -1, 3, &msg);
@@ -472,7 +483,7 @@ dgen_cast_many(PG_FUNCTION_ARGS)
 	bool		tombstones = dgen_tombstones_exist();
 	Datum	   *ids;
 
-	check_may_send();
+	dgen_check_may_send();
 	if (list == NULL || !JB_ROOT_IS_ARRAY(list) || JB_ROOT_IS_SCALAR(list))
 		ereport(ERROR,
 				(errcode(list ? ERRCODE_INVALID_PARAMETER_VALUE : ERRCODE_NULL_VALUE_NOT_ALLOWED),
@@ -622,6 +633,17 @@ cancel_in(DgenTableId id, int skip, int64 message_id)
 	return found;
 }
 
+/*
+ * Looked for first where it may be first: a delayed message moves to the
+ * mailbox, and from there to the postponed ones and back.
+ */
+bool
+dgen_send_cancel(int64 id)
+{
+	return cancel_in(DGEN_T_DELAYED, 1, id) || cancel_in(DGEN_T_MESSAGE, 0, id) ||
+		cancel_postponed(id) || cancel_in(DGEN_T_MESSAGE, 0, id);
+}
+
 PG_FUNCTION_INFO_V1(dgen_cancel);
 
 /* cancel(id) -> boolean: true if the message will not be handled */
@@ -634,8 +656,7 @@ dgen_cancel(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("id of a message must not be null")));
-	check_may_send();
+	dgen_check_may_send();
 	id = PG_GETARG_INT64(0);
-	PG_RETURN_BOOL(cancel_in(DGEN_T_MESSAGE, 0, id) || cancel_in(DGEN_T_DELAYED, 1, id) ||
-				   cancel_postponed(id) || cancel_in(DGEN_T_MESSAGE, 0, id));
+	PG_RETURN_BOOL(dgen_send_cancel(id) || dgen_timer_cancel_id(id));
 }

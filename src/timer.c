@@ -49,13 +49,13 @@ dgen_timer_open(LOCKMODE lockmode)
 	return dgen_table_open(DGEN_T_TIMER, lockmode);
 }
 
-static void
-deform(HeapTuple tuple, TupleDesc desc, DgenTimer *timer)
+void
+dgen_timer_deform(DgenTable *table, HeapTuple tuple, DgenTimer *timer)
 {
 	Datum		values[DGEN_MAX_COLUMNS];
 	bool		nulls[DGEN_MAX_COLUMNS];
 
-	heap_deform_tuple(tuple, desc, values, nulls);
+	heap_deform_tuple(tuple, RelationGetDescr(table->rel), values, nulls);
 	memset(timer, 0, sizeof(DgenTimer));
 	timer->tid = tuple->t_self;
 	timer->server = TextDatumGetCString(values[COL_SERVER]);
@@ -107,7 +107,7 @@ find(DgenTable *table, int index, int nkeys, ScanKey keys, DgenTimer *timer)
 	HeapTuple	tuple = dgen_scan_next(scan);
 
 	if (tuple != NULL)
-		deform(tuple, RelationGetDescr(table->rel), timer);
+		dgen_timer_deform(table, tuple, timer);
 	dgen_scan_end(scan);
 	return tuple != NULL;
 }

@@ -37,6 +37,7 @@ typedef struct DgenTimer
 
 /* timer.c */
 extern DgenTable *dgen_timer_open(LOCKMODE lockmode);
+extern void dgen_timer_deform(DgenTable *table, HeapTuple tuple, DgenTimer *timer);
 extern bool dgen_timer_find(DgenTable *table, const char *server, const char *name, DgenTimer *timer);
 extern bool dgen_timer_find_id(DgenTable *table, int64 id, DgenTimer *timer);
 extern void dgen_timer_insert(DgenTable *table, const DgenTimer *timer);
