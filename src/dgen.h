@@ -1260,7 +1260,6 @@ extern int64 dgen_monitor_drop(const char *module);
 /* ------------------------------------------------------------- registry.c */
 extern char *dgen_arg_name(FunctionCallInfo fcinfo, int argno, const char *what);
 extern char *dgen_name_lookup(const char *name);	/* its address, or NULL */
-extern void dgen_name_lock(char kind, const char *name, LOCKMODE mode);
 extern int64 dgen_registry_end(const char *address, bool forever);
 extern void dgen_check_alive(DgenModule *module, const DgenServer *server, const char *what);
 

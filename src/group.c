@@ -31,9 +31,24 @@ enum
 	COL_NAME, COL_SERVER, COL_INCARNATION, COL_JOINED_AT, COL_JOINED_BY, NCOLS
 };
 
+#define GROUP_LOCK_CLASS 0xD5
+
 PG_FUNCTION_INFO_V1(dgen_join_group);
 PG_FUNCTION_INFO_V1(dgen_leave_group);
 PG_FUNCTION_INFO_V1(dgen_members);
+
+/* Lock a group to the end of the transaction; the deadlock detector watches. */
+static void
+lock_group(const char *group, LOCKMODE mode)
+{
+	int64		hash = dgen_address_hash(group, strlen(group));
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) ((uint64) hash >> 32), (uint32) hash,
+						 GROUP_LOCK_CLASS);
+	(void) LockAcquire(&tag, mode, false, false);
+	CommandCounterIncrement();
+}
 
 /* The membership of a server; false if it has none. */
 static bool
@@ -116,14 +131,12 @@ dgen_join_group(PG_FUNCTION_ARGS)
 
 	if (!PG_ARGISNULL(2) && PG_GETARG_BOOL(2))
 	{
-		dgen_name_lock('g', group, ExclusiveLock);
-		CommandCounterIncrement();
+		lock_group(group, ExclusiveLock);
 		PG_RETURN_BOOL(add_member(group, address.text, 0));
 	}
 	server = dgen_ties_open(module, &address, &servers);
 	dgen_check_alive(module, server, "membership");
-	dgen_name_lock('g', group, ShareLock);
-	CommandCounterIncrement();
+	lock_group(group, ShareLock);
 	joined = add_member(group, address.text, server->incarnation);
 	if (joined)
 		dgen_ties_note(server);
@@ -143,8 +156,7 @@ dgen_leave_group(PG_FUNCTION_ARGS)
 	bool		left;
 
 	(void) operated_module(fcinfo, &address);
-	dgen_name_lock('g', group, dgen_lease_held(address.hash) ? ShareLock : ExclusiveLock);
-	CommandCounterIncrement();
+	lock_group(group, dgen_lease_held(address.hash) ? ShareLock : ExclusiveLock);
 	table = dgen_table_open(DGEN_T_MEMBER, RowExclusiveLock);
 	left = find_member(table, group, address.text, &tid, &permanent) &&
 		dgen_table_delete_wait(table, &tid);

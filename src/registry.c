@@ -9,9 +9,10 @@
  * belongs to the address, which may have no server yet, until it is taken
  * back or the server is deleted.
  *
- * Names are given and taken under a lock on the name, so that who comes second
- * waits for the first to commit and then finds its row, or none.  Who needs
- * the server's lease as well takes that first.
+ * Who gives or takes a name waits for all who are about to, by their
+ * transactions, and then finds the row that is left, or none.  Such a wait
+ * needs no lock of its own, so that a transaction may register any number of
+ * names.  Who needs the server's lease as well takes that first.
  *
  * A name is looked up as it is now: whoever sends to it reaches the server
  * that has it, not the one that had it at the sender's snapshot, and no
@@ -27,8 +28,10 @@
 
 #include "access/htup_details.h"
 #include "access/skey.h"
+#include "storage/lmgr.h"
 #include "utils/fmgrprotos.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 
 /* columns of dgen.name, from 0 */
 enum
@@ -37,7 +40,6 @@ enum
 	COL_REGISTERED_BY, NCOLS
 };
 
-#define NAME_LOCK_CLASS 0xD5
 #define MAX_METADATA_DEPTH 64
 
 /* a row of dgen.name */
@@ -57,25 +59,6 @@ PG_FUNCTION_INFO_V1(dgen_unregister);
 PG_FUNCTION_INFO_V1(dgen_whereis);
 PG_FUNCTION_INFO_V1(dgen_set_metadata);
 PG_FUNCTION_INFO_V1(dgen_metadata_contains);
-
-/* ---------------------------------------------------------------- locks */
-
-/*
- * Lock a name (kind 'n') or a group ('g') to the end of the transaction; the
- * deadlock detector watches.
- */
-void
-dgen_name_lock(char kind, const char *name, LOCKMODE mode)
-{
-	char	   *key = psprintf("%c%s", kind, name);
-	int64		hash = dgen_address_hash(key, strlen(key));
-	LOCKTAG		tag;
-
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) ((uint64) hash >> 32), (uint32) hash,
-						 NAME_LOCK_CLASS);
-	(void) LockAcquire(&tag, mode, false, false);
-	pfree(key);
-}
 
 /* ---------------------------------------------------------------- rows */
 
@@ -108,6 +91,33 @@ find_name(DgenTable *table, const char *name, Registered *out)
 	return tuple != NULL;
 }
 
+/*
+ * Wait for whoever is giving or taking the name and has not ended; the
+ * deadlock detector watches.
+ */
+static void
+settle_name(DgenTable *table, const char *name)
+{
+	TransactionId busy;
+
+	do
+	{
+		SnapshotData dirty;
+		ScanKeyData key;
+		DgenScan   *scan;
+
+		busy = InvalidTransactionId;
+		InitDirtySnapshot(dirty);
+		dgen_key_text(&key, 1, name);
+		scan = dgen_scan_begin(table, DGEN_I_PKEY, &dirty, 1, &key);
+		while (!TransactionIdIsValid(busy) && dgen_scan_next(scan) != NULL)
+			busy = TransactionIdIsValid(dirty.xmin) ? dirty.xmin : dirty.xmax;
+		dgen_scan_end(scan);
+		if (TransactionIdIsValid(busy))
+			XactLockTableWait(busy, NULL, NULL, XLTW_None);
+	} while (TransactionIdIsValid(busy));
+}
+
 static void
 insert_name(DgenTable *table, const Registered *name)
 {
@@ -124,6 +134,35 @@ insert_name(DgenTable *table, const Registered *name)
 	values[COL_REGISTERED_BY] = CStringGetTextDatum(name->registered_by);
 	dgen_table_insert(table, values, nulls, NULL);
 	CommandCounterIncrement();
+}
+
+/*
+ * The same for a name that nobody had when we looked.  Whoever has got in
+ * between shows by the unique index; after a conflict we find his row.
+ */
+static void
+insert_new_name(DgenTable *table, const Registered *name)
+{
+	MemoryContext old = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		insert_name(table, name);
+	}
+	PG_CATCH();
+	{
+		if (geterrcode() != ERRCODE_UNIQUE_VIOLATION)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(old);
+		FlushErrorState();
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access due to concurrent update"),
+				 errdetail("Name \"%s\" was registered by another transaction at this moment.",
+						   name->name),
+				 errhint("The transaction might succeed if retried.")));
+	}
+	PG_END_TRY();
 }
 
 /* The address that a name stands for, or NULL. */
@@ -321,7 +360,7 @@ taken(const Registered *name)
 }
 
 /*
- * Give the name, whose lock is held, to a server.  True if it is new; one
+ * Give the name to a server.  True if it is new; one
  * that the server has already gets the new metadata, if any is given, and if
  * it is permanent it stays so.
  */
@@ -330,8 +369,10 @@ give_name(Registered *name)
 {
 	DgenTable  *table = dgen_table_open(DGEN_T_NAME, RowExclusiveLock);
 	Registered	old;
-	bool		found = find_name(table, name->name, &old);
+	bool		found;
 
+	settle_name(table, name->name);
+	found = find_name(table, name->name, &old);
 	/* whoever dropped a module did not see what others had not committed */
 	if (found && strcmp(old.server, name->server) != 0)
 	{
@@ -353,7 +394,7 @@ give_name(Registered *name)
 			found = false;
 		CommandCounterIncrement();
 	}
-	insert_name(table, name);
+	insert_new_name(table, name);
 	dgen_table_close(table);
 	return !found;
 }
@@ -386,7 +427,6 @@ dgen_register(PG_FUNCTION_ARGS)
 	name.server = address.text;
 	name.registered_at = GetCurrentTimestamp();
 	name.registered_by = GetUserNameFromId(GetUserId(), false);
-	dgen_name_lock('n', name.name, ExclusiveLock);
 	CommandCounterIncrement();
 	given = give_name(&name);
 	if (!permanent)
@@ -400,8 +440,7 @@ dgen_register(PG_FUNCTION_ARGS)
 /* ---------------------------------------------------------------- others */
 
 /*
- * Find a name that the caller wants to change, under its lock; false if there
- * is none.
+ * Find a name that the caller wants to change; false if there is none.
  */
 static bool
 find_own_name(DgenTable *table, const char *text, Registered *name)
@@ -410,8 +449,8 @@ find_own_name(DgenTable *table, const char *text, Registered *name)
 	DgenModule *module;
 
 	dgen_admin_check();
-	dgen_name_lock('n', text, ExclusiveLock);
 	CommandCounterIncrement();
+	settle_name(table, text);
 	if (!find_name(table, text, name))
 		return false;
 	dgen_address_parse(name->server, strlen(name->server), &address);

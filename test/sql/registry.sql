@@ -326,7 +326,7 @@ RESET ROLE;
 CREATE ROLE regress_dgen_reading;
 SELECT dgen.alter_module('registry', readers => 'regress_dgen_reading') IS NOT NULL;
 SELECT dgen.register(format('many%s', i), format('registry/many%s', i), jsonb_build_object('n', i), true) IS NULL AS x
-FROM generate_series(1, 3000) i GROUP BY 1;
+FROM generate_series(1, 20000) i GROUP BY 1;
 ANALYZE dgen.name;
 SET ROLE regress_dgen_reading;
 EXPLAIN (COSTS OFF) SELECT * FROM dgen.find_names('{"n": 17}');
