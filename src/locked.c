@@ -69,6 +69,7 @@ typedef struct Work
 	DgenMessage *msg;
 	int64		token;
 	int64		version;		/* of the state that it is given */
+	char	   *vsn;			/* of the code that this state is for, or NULL */
 	Jsonb	   *state;
 	int			timeout_ms;
 	char	   *statement;		/* CALL ... */
@@ -188,6 +189,7 @@ plan_work(Work *w, DgenModule *module, DgenServer *server)
 	w->module = module;
 	old = MemoryContextSwitchTo(w->mcxt);
 	w->version = server->version;
+	w->vsn = server->vsn ? pstrdup(server->vsn) : NULL;
 	w->state = dgen_json_null();
 	if (server->state != NULL)
 	{
@@ -469,6 +471,25 @@ result_of(Work *w, DgenResultField field)
 }
 
 /*
+ * The result is a state as the code was when the work began.  If code_change
+ * has made another one of it meanwhile, changes of the old do not fit.
+ */
+static void
+check_vsn(Work *w, DgenModule *module, DgenServer *server)
+{
+	if (!module->callbacks[DGEN_CODE_CHANGE].present ||
+		(server->vsn == NULL ? w->vsn == NULL :
+		 w->vsn != NULL && strcmp(server->vsn, w->vsn) == 0))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_DGEN_VERSION_MISMATCH),
+			 errmsg("server \"%s\" was migrated while handle_locked ran", server->address),
+			 errdetail("Its state is of vsn \"%s\" now; the work began with one of vsn \"%s\".",
+					   server->vsn ? server->vsn : "", w->vsn ? w->vsn : ""),
+			 errhint("The work is done again, as after any error.")));
+}
+
+/*
  * The state that the work makes of the present one.  If nobody has changed
  * that meanwhile it is simply the result, else the result's changes go on top.
  */
@@ -512,6 +533,7 @@ write_result(Work *w, DgenModule *module, DgenTable *servers, DgenServer *server
 	act.server = server;
 	act.identity = DGEN_AS_WORKER;
 	act.kind = w->kind;
+	check_vsn(w, module, server);
 	state = merge_state(w, server);
 	if (state != server->state)
 		dgen_activation_set_state(&act, state);

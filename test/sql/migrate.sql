@@ -257,6 +257,39 @@ SELECT dgen.wait_idle(module => 'migrate');
 SELECT dgen.state('migrate/s2');
 
 --
+-- A server that is migrated while its work is done outside: the result of the
+-- old code does not fit, and the new code does it again
+--
+RESET ROLE;
+CREATE SCHEMA away AUTHORIZATION regress_dgen_migrate;
+SET ROLE regress_dgen_migrate;
+CREATE FUNCTION away.init(args jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT '1'::jsonb $$;
+CREATE FUNCTION away.handle_cast(message jsonb, INOUT state jsonb, OUT "lock" boolean) LANGUAGE sql AS $$
+  SELECT state, true $$;
+CREATE PROCEDURE away.handle_locked(kind text, message jsonb, INOUT state jsonb, INOUT reply jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM pg_advisory_xact_lock_shared(4712);
+  state := to_jsonb(state::int + 1);
+END $$;
+SELECT dgen.create_module('away', vsn => '1', backoff_initial => '10 ms') -> 'created';
+SELECT pg_advisory_lock(4712);
+SELECT dgen.cast('away/a', '1') > 0;
+SELECT pg_temp.until($$EXISTS (SELECT FROM pg_locks WHERE NOT granted AND locktype = 'advisory' AND objid = 4712)$$);
+BEGIN;
+CREATE FUNCTION away.code_change(old_vsn text, state jsonb) RETURNS jsonb LANGUAGE sql AS $$
+  SELECT jsonb_build_object('n', state) $$;
+CREATE OR REPLACE PROCEDURE away.handle_locked(kind text, message jsonb, INOUT state jsonb, INOUT reply jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+  state := jsonb_set(state, '{n}', to_jsonb((state ->> 'n')::int + 10));
+END $$;
+SELECT dgen.alter_module('away', vsn => '2') ->> 'module';
+SELECT server, old_vsn, error FROM dgen.migrate('away');
+COMMIT;
+SELECT pg_advisory_unlock(4712);
+SELECT dgen.wait_idle('away/a', timeout => '20 s');
+SELECT vsn, version, dgen.state(server) FROM dgen.servers WHERE server = 'away/a';
+
+--
 -- Many: in one transaction only while the module stands still
 --
 SELECT dgen.alter_module('migrate', vsn => '0', breaker => 0) ->> 'module';
@@ -286,5 +319,6 @@ SELECT pg_temp.until($$NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'adviso
 SET client_min_messages = warning;
 SELECT dgen.suspend(module => 'migrate');
 SELECT dgen.drop_module('migrate', cascade => true);
-DROP SCHEMA migrate CASCADE;
+SELECT dgen.drop_module('away', cascade => true);
+DROP SCHEMA migrate, away CASCADE;
 DROP ROLE regress_dgen_migrate, regress_dgen_migrate_reader, regress_dgen_migrate_stranger;
