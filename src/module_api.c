@@ -796,12 +796,16 @@ refuse_drop(const char *name, const int64 *counts)
 
 /*
  * Delete all that belongs to the module's servers, again until nothing is
- * left: workers go on until the module's end is committed.
+ * left: workers go on until the module's end is committed.  What an activation
+ * moves from a table that is yet to be read to one that has been (its message
+ * is gone, and its server's row is new) may slip past once; it was a message in
+ * the pass before, so that two passes that find nothing are the end.
  */
 static void
 delete_all(DgenModule *module, int64 nservers)
 {
 	bool		lease = !module->suspended || module->uncommitted;
+	int			empty = 0;		/* passes in a row */
 	int64		deleted;
 
 	if (lease && nservers > MAX_LEASES)
@@ -818,7 +822,8 @@ delete_all(DgenModule *module, int64 nservers)
 		for (int part = 0; part < lengthof(parts); part++)
 			deleted += delete_part(part, module->name, lease && parts[part].table == DGEN_T_SERVER);
 		CommandCounterIncrement();
-	} while (deleted > 0);
+		empty = deleted > 0 ? 0 : empty + 1;
+	} while (empty < 2);
 }
 
 Datum
