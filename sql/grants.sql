@@ -10,7 +10,7 @@ REVOKE ALL ON ALL TABLES IN SCHEMA dgen FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA dgen FROM PUBLIC;
 GRANT SELECT ON dgen.servers, dgen.messages, dgen.modules, dgen.dead_letters, dgen.workers,
 	dgen.progress_migrate, dgen.names, dgen.groups, dgen.monitors, dgen.traces, dgen.trace_log,
-	dgen.timers TO PUBLIC;
+	dgen.timers, dgen.supervisors, dgen.children TO PUBLIC;
 
 /* What a dump carries.  Not dgen.installation: a restored copy must know that it is one. */
 SELECT pg_extension_config_dump('dgen.adoption', '');
@@ -29,5 +29,7 @@ SELECT pg_extension_config_dump('dgen.postponed', '');
 SELECT pg_extension_config_dump('dgen.monitor', '');
 SELECT pg_extension_config_dump('dgen.name', '');
 SELECT pg_extension_config_dump('dgen.member', '');
+SELECT pg_extension_config_dump('dgen.supervisor', '');
+SELECT pg_extension_config_dump('dgen.child', '');
 SELECT pg_extension_config_dump('dgen.module_id', '');
 SELECT pg_extension_config_dump('dgen.message_id', '');

@@ -14,6 +14,8 @@ CREATE FUNCTION dgen.create_module(
 	retry text DEFAULT NULL,
 	on_dead_letter text DEFAULT NULL,
 	breaker integer DEFAULT NULL,
+	on_crash_loop text DEFAULT NULL,
+	crash_limit integer DEFAULT NULL,
 	handler_timeout interval DEFAULT NULL,
 	work_timeout interval DEFAULT NULL,
 	max_attempts integer DEFAULT NULL,
@@ -39,7 +41,7 @@ CREATE FUNCTION dgen.create_module(
 RETURNS jsonb LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'dgen_create_module';
 COMMENT ON FUNCTION dgen.create_module(text, jsonb, text, boolean, boolean, boolean, text, text, text, text, text, text,
-	integer, interval, interval, integer, interval, double precision, interval, interval, integer, bigint, bigint, bigint,
+	integer, text, integer, interval, interval, integer, interval, double precision, interval, interval, integer, bigint, bigint, bigint,
 	interval, interval, interval, text, text, text, text, text, text, text, text) IS
 'make a module of the functions in a schema that bear callbacks'' names; returns what was found. callbacks maps names to other functions, or to null for "not a callback"; options left null take their defaults; if_exists is error, alter or skip';
 
@@ -57,6 +59,8 @@ CREATE FUNCTION dgen.alter_module(
 	retry text DEFAULT NULL,
 	on_dead_letter text DEFAULT NULL,
 	breaker integer DEFAULT NULL,
+	on_crash_loop text DEFAULT NULL,
+	crash_limit integer DEFAULT NULL,
 	handler_timeout interval DEFAULT NULL,
 	work_timeout interval DEFAULT NULL,
 	max_attempts integer DEFAULT NULL,
@@ -81,7 +85,7 @@ CREATE FUNCTION dgen.alter_module(
 RETURNS jsonb LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'dgen_alter_module';
 COMMENT ON FUNCTION dgen.alter_module(text, jsonb, text, boolean, boolean, boolean, text, text, text, text, text, text,
-	integer, interval, interval, integer, interval, double precision, interval, interval, integer, bigint, bigint, bigint,
+	integer, text, integer, interval, interval, integer, interval, double precision, interval, interval, integer, bigint, bigint, bigint,
 	interval, interval, interval, text, text, text, text, text, text, text) IS
 'change a module and accept the present owner of its callbacks; options left null stay as they are, callbacks are replaced as a whole (''{}'': all by name), an empty text resets a role, the time zone or vsn to none';
 
@@ -106,6 +110,8 @@ CREATE FUNCTION dgen.module_info(
 	OUT retry text,
 	OUT on_dead_letter text,
 	OUT breaker integer,
+	OUT on_crash_loop text,
+	OUT crash_limit integer,
 	OUT handler_timeout interval,
 	OUT work_timeout interval,
 	OUT max_attempts integer,
@@ -156,6 +162,8 @@ COMMENT ON COLUMN dgen.modules.late_calls IS 'cancel or finish: what becomes of 
 COMMENT ON COLUMN dgen.modules.retry IS 'block or skip: may others pass a message that waits for its next attempt';
 COMMENT ON COLUMN dgen.modules.on_dead_letter IS 'continue or suspend: what a dead letter does to its server';
 COMMENT ON COLUMN dgen.modules.breaker IS 'dead letters in a row, from different servers, that suspend the module; 0: never';
+COMMENT ON COLUMN dgen.modules.on_crash_loop IS 'keep, suspend, init or rollback: what becomes of a server that is not supervised after crash_limit errors in a row';
+COMMENT ON COLUMN dgen.modules.crash_limit IS 'errors in a row, a plain RAISE not counted, that on_crash_loop waits for';
 COMMENT ON COLUMN dgen.modules.handler_timeout IS 'longest time that one activation may take';
 COMMENT ON COLUMN dgen.modules.work_timeout IS 'longest time that one effect, or handle_locked, may take';
 COMMENT ON COLUMN dgen.modules.max_attempts IS 'attempts before a message is a dead letter';

@@ -40,6 +40,8 @@ CREATE TABLE dgen.module (
 	retry text COLLATE "C" NOT NULL,			-- block | skip
 	on_dead_letter text COLLATE "C" NOT NULL,	-- continue | suspend
 	breaker integer NOT NULL,					-- dead letters in a row; 0: never
+	on_crash_loop text COLLATE "C" NOT NULL,	-- keep | suspend | init | rollback
+	crash_limit integer NOT NULL,				-- errors in a row
 	handler_timeout interval NOT NULL,
 	work_timeout interval NOT NULL,				-- of an effect, of handle_locked
 	max_attempts integer NOT NULL,
@@ -119,6 +121,43 @@ CREATE TABLE dgen.patch (
 	PRIMARY KEY (server, version)
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000,
 	autovacuum_vacuum_cost_delay = 0);
+
+/*
+ * Supervisors, and their children in order of start.  A nested supervisor is
+ * named by its path, and is a row of both.  Whether a child runs is in the row
+ * of its server.
+ */
+CREATE TABLE dgen.supervisor (
+	name text COLLATE "C" NOT NULL,
+	owner text COLLATE "C" NOT NULL,	-- the role that made it
+	strategy text COLLATE "C" NOT NULL,	-- one_for_one | one_for_all | rest_for_one
+	status text COLLATE "C" NOT NULL,	-- running | failed | stopped
+	intensity integer NOT NULL,
+	period interval NOT NULL,
+	started_at timestamptz NOT NULL,
+	reason text COLLATE "C",
+	restarts timestamptz[] NOT NULL,	-- those of the last period
+	PRIMARY KEY (name)
+) WITH (fillfactor = 70);
+CREATE TABLE dgen.child (
+	supervisor text COLLATE "C" NOT NULL,
+	id text COLLATE "C" NOT NULL,
+	position bigint NOT NULL,
+	server text COLLATE "C",			-- null: it is supervisor/id
+	restart text COLLATE "C" NOT NULL,	-- permanent | transient | temporary
+	state text COLLATE "C" NOT NULL,	-- keep | init | last_good
+	terminated boolean NOT NULL,		-- by an operator: stays down
+	restarts bigint NOT NULL,
+	streak integer NOT NULL,			-- restarts, each within a period of the last
+	restarted_at timestamptz,
+	reason text COLLATE "C",			-- of the last restart
+	not_a_crash jsonb NOT NULL,
+	args jsonb NOT NULL,
+	on_restart jsonb,
+	PRIMARY KEY (supervisor, id)
+) WITH (fillfactor = 70);
+CREATE INDEX child_position_idx ON dgen.child (supervisor, position);
+CREATE INDEX child_server_idx ON dgen.child (server);
 
 /*
  * The mailbox.  Rows are only ever inserted and deleted.  hash is that of the

@@ -65,7 +65,7 @@ RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE kind WHEN 'c' THEN 'cast' WHEN 'i' THEN 'info' WHEN 'r' THEN 'request'
 	WHEN 'n' THEN 'continue' WHEN 'p' THEN 'reply' WHEN 'k' THEN 'call'
 	WHEN 'm' THEN 'timer' WHEN 't' THEN 'timeout' WHEN 'd' THEN 'DOWN'
-	WHEN 'e' THEN 'effect' END;
+	WHEN 'e' THEN 'effect' WHEN 'x' THEN 'exit' END;
 COMMENT ON FUNCTION dgen.kind_name("char") IS
 'a kind of message, in full';
 

@@ -140,6 +140,7 @@ begin_incarnation(DgenActivation *act, Jsonb *args)
 	server->started_at = GetCurrentTimestamp();
 	server->stop_reason = NULL;
 	server->tombstone_until = 0;
+	server->crashes = 0;
 	server->vsn = act->module->vsn ?
 		MemoryContextStrdup(GetMemoryChunkContext(server), act->module->vsn) : NULL;
 	server->dirty = true;
@@ -170,6 +171,20 @@ begin_incarnation(DgenActivation *act, Jsonb *args)
 	/* a state that happens to equal the last incarnation's is new all the same */
 	server->state = NULL;
 	dgen_activation_set_state(act, state);
+}
+
+/* Begin a new incarnation without init, with the state that the server has. */
+void
+dgen_activation_resume(DgenModule *module, DgenServer *server)
+{
+	server->active = true;
+	server->erased = false;
+	server->incarnation++;
+	server->started_at = GetCurrentTimestamp();
+	server->stop_reason = NULL;
+	server->tombstone_until = 0;
+	server->crashes = 0;
+	server->dirty = true;
 }
 
 /* ---------------------------------------------------------------- continue */
@@ -257,15 +272,17 @@ end_incarnation(DgenModule *module, DgenServer *server, const char *reason)
 	server->dirty = true;
 	dgen_timeout_stop(server);
 	if (!module->ephemeral)
-		dgen_timer_stop(server, module->delete_on_stop);
-	if (module->delete_on_stop || module->ephemeral)
+		dgen_timer_stop(server, module->delete_on_stop && !server->keep_state);
+	if ((module->delete_on_stop || module->ephemeral) && !server->keep_state)
 	{
 		server->state = NULL;
 		dgen_attributes_update(module, server, DGEN_AS_OWNER);
 	}
 	if (module->delete_on_stop && !server->suspended && !server->failing)
-		server->erased = true;
+		server->erased = !server->keep_state;
 	(void) dgen_ties_end(server, reason, false);
+	if (server->supervised)
+		dgen_supervisor_ended(module, server, reason);
 }
 
 /* The work is done by handle_locked, and needs a row to say so. */
@@ -408,7 +425,8 @@ run_activation(DgenActivation *act)
 	act->outcome = DGEN_HANDLED;
 	if (!server->active)
 	{
-		if (server->tombstone_until > GetCurrentTimestamp() || !act->module->auto_start)
+		if (server->tombstone_until > GetCurrentTimestamp() || !act->module->auto_start ||
+			server->supervised)
 		{
 			act->outcome = DGEN_NO_SERVER;
 			return;

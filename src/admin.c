@@ -225,6 +225,13 @@ check_startable(DgenModule *module, DgenServer *server)
 				 errdetail("Its incarnation is %lld.", (long long) server->incarnation),
 				 errhint("Pass if_exists => 'return' to accept that, or stop it first by dgen.stop(%s).",
 						 quote_literal_cstr(server->address))));
+	if (server->supervised)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("server \"%s\" is started by its supervisor", server->address),
+				 errdetail("It is down, with reason \"%s\".",
+						   server->stop_reason ? server->stop_reason : "never started"),
+				 errhint("See dgen.children, and use dgen.restart_child().")));
 	if (server->suspended)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -236,8 +243,8 @@ check_startable(DgenModule *module, DgenServer *server)
 }
 
 /* Run init here and now, as the module's owner, with the caller as its sender. */
-static void
-run_init(DgenModule *module, const DgenAddress *address, DgenServer *server, Jsonb *args)
+void
+dgen_admin_init(DgenModule *module, const DgenAddress *address, DgenServer *server, Jsonb *args)
 {
 	DgenActivation act = {0};
 	DgenMessage from;
@@ -298,7 +305,7 @@ dgen_start(PG_FUNCTION_ARGS)
 	if (!server->active || !or_return)
 	{
 		check_startable(module, server);
-		run_init(module, &address, server, args);
+		dgen_admin_init(module, &address, server, args);
 	}
 	dgen_admin_close(table, server);
 	PG_RETURN_INT64(server->incarnation);
@@ -371,7 +378,9 @@ tombstone_end(int64 usecs)
 static void
 erase_server(DgenServer *server)
 {
-	server->active = server->failing = server->suspended = false;
+	server->active = server->failing = server->suspended = server->supervised = false;
+	server->crashes = 0;
+	server->continue_id = 0;
 	server->incarnation = server->version = 0;
 	server->started_at = server->suspended_at = server->tombstone_until = 0;
 	server->timeout_at = server->timeout_id = server->timeout_due = 0;

@@ -458,6 +458,7 @@ try_body(Batch *b)
 		/* an effect may take long, and its outside work cannot be undone */
 		XactIsoLevel = b->effects ? XACT_READ_COMMITTED : b->module->isolation;
 		b->timeout_ms = b->effects ? b->module->work_timeout : b->module->handler_timeout;
+		b->watches_crashes = b->module->on_crash_loop != DGEN_CRASH_LOOP_KEEP;
 		b->max_items = item_limit(b);
 		open_tables(b);
 		dgen_cut_take(b);
@@ -700,10 +701,15 @@ fail_cancelled(Batch *b, BatchItem *item, DgenInterrupt why)
 static void
 fail_item(Batch *b, BatchItem *item, DgenInterrupt why)
 {
-	if (item->msg == NULL)
-		fail_call(b, item, why);
-	else
+	if (item->msg != NULL)
 		dgen_failure_record(b, item);
+	else
+	{
+		/* before its caller hears of it, so that what he calls next comes after */
+		if (b->servers[item->server].server->supervised || b->watches_crashes)
+			dgen_failure_crash(b, item);
+		fail_call(b, item, why);
+	}
 	for (int i = 0; i < b->nleases; i++)
 		b->leases[i].more = true;
 }
@@ -877,6 +883,7 @@ dgen_batch_serve(int pool, DgenTaken *taken, int n, int32 module_id)
 	collect_calls(b);
 	b->mode = BATCH_ALL;
 	b->conflicts = b->ntouched = 0;
+	b->settle[0] = '\0';
 
 	for (;;)
 	{
@@ -895,6 +902,8 @@ dgen_batch_serve(int pool, DgenTaken *taken, int n, int32 module_id)
 	}
 	give_back(b);
 	MemoryContextReset(b->mcxt);
+	if (b->settle[0] != '\0')
+		dgen_supervisor_settle(b->settle);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(mcxt);
 }
@@ -910,6 +919,8 @@ dgen_batch_at_exit(bool sent_away)
 {
 	Batch	   *b = &batch;
 
+	if (!sent_away)
+		dgen_supervisor_at_exit();
 	if (b->nleases == 0)
 		return;
 	if (b->current >= 0 && b->items[b->current].msg != NULL && !sent_away)

@@ -95,6 +95,7 @@ typedef struct Batch
 	BatchItemId failed;			/* to be run alone after PREFIX */
 	int64		failed_hash;	/* its server's */
 	int			conflicts;		/* serialization failures in a row */
+	char		settle[DGEN_MAX_ADDRESS + 1];	/* a server that waits for its restart, or "" */
 	int			ntouched;		/* leases that a failed try took on its way */
 	int64		touched[64];
 
@@ -115,6 +116,7 @@ typedef struct Batch
 	int			timeout_ms;		/* the module's handler_timeout, or work_timeout */
 	bool		traced;			/* something of the module is */
 	TimestampTz activation_began;	/* the last one, if traced; else 0 */
+	bool		watches_crashes;	/* the module has an on_crash_loop */
 	bool		running;		/* handlers may run: promise that flush etc. apply */
 	TimestampTz started_at;
 
@@ -149,6 +151,7 @@ extern int64 dgen_keep_item(Batch *b, BatchItem *item, bool postponed);
 
 /* failure.c: what becomes of a message that failed alone */
 extern void dgen_failure_record(Batch *b, BatchItem *item);
+extern void dgen_failure_crash(Batch *b, BatchItem *item);
 extern void dgen_failure_accuse(Batch *b, BatchItem *item); /* before a suspect runs */
 extern void dgen_failure_forget(Batch *b, DgenServer *server, int64 message_id);
 

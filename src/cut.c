@@ -278,14 +278,38 @@ wait_until(BatchLease *lease, TimestampTz when)
 }
 
 /*
+ * A server of a supervision tree that is down runs nothing.  One that waits
+ * for its restart is settled after the batch; the entry comes back by itself
+ * if that fails.
+ */
+static void
+note_down(Batch *b, BatchLease *lease, DgenServer *server)
+{
+	if (server->continue_id == 0)
+		wait_until(lease, DT_NOEND);
+	else if (b->settle[0] == '\0' || strcmp(b->settle, server->address) == 0)
+	{
+		strlcpy(b->settle, server->address, sizeof(b->settle));
+		wait_until(lease, GetCurrentTimestamp() + INT64CONST(1000000));
+	}
+	else
+		lease->more = true;
+}
+
+/*
  * Does the server run nothing now, or not this message (NULL: a call)?  Who
- * resumes it, or ends its lock, rings it.
+ * resumes it, restarts it, or ends its lock, rings it.
  */
 static bool
 must_wait(Batch *b, int leaseno, int server, DgenMessage *msg)
 {
 	DgenServer *s = b->servers[server].server;
 
+	if (dgen_supervisor_holds(s, msg))
+	{
+		note_down(b, &b->leases[leaseno], s);
+		return true;
+	}
 	if (!s->suspended && !dgen_lock_holds(s, msg))
 		return false;
 	wait_until(&b->leases[leaseno], DT_NOEND);

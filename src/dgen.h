@@ -210,6 +210,15 @@ typedef struct DgenTrace
 	char	   *server;			/* NULL: all of the module */
 } DgenTrace;
 
+/* what becomes of a server whose activations fail in a row */
+enum
+{
+	DGEN_CRASH_LOOP_KEEP,
+	DGEN_CRASH_LOOP_SUSPEND,
+	DGEN_CRASH_LOOP_INIT,
+	DGEN_CRASH_LOOP_ROLLBACK
+};
+
 typedef struct DgenModule
 {
 	char		name[NAMEDATALEN];
@@ -228,6 +237,8 @@ typedef struct DgenModule
 	bool		skip_failing;	/* retry => 'skip' */
 	bool		suspend_on_dead_letter;
 	int			breaker;
+	int			on_crash_loop;	/* DGEN_CRASH_LOOP_... */
+	int			crash_limit;
 	int			handler_timeout;	/* ms */
 	int			work_timeout;	/* ms, of an effect */
 	int			max_attempts;
@@ -324,6 +335,8 @@ typedef enum DgenTableId
 	DGEN_T_MEMBER,
 	DGEN_T_TRACE,
 	DGEN_T_TRACE_ENTRY,
+	DGEN_T_SUPERVISOR,
+	DGEN_T_CHILD,
 	DGEN_NTABLES
 } DgenTableId;
 
@@ -371,7 +384,9 @@ enum
 	DGEN_I_TRACE_TARGET = 1,
 	DGEN_I_TRACE_KEEP_UNTIL = 2,
 	DGEN_I_TRACE_ENTRY_PLACE = 0,
-	DGEN_I_TRACE_ENTRY_SERVER = 1
+	DGEN_I_TRACE_ENTRY_SERVER = 1,
+	DGEN_I_CHILD_POSITION = 1,
+	DGEN_I_CHILD_SERVER = 2
 };
 
 /* true if CREATE EXTENSION dgen holds here, with a schema this library knows */
@@ -685,6 +700,7 @@ extern void dgen_length_set(int64 hash, int64 length);
 #define DGEN_KIND_TIMEOUT 't'	/* idle timeout */
 #define DGEN_KIND_DOWN 'd'		/* a monitored server ended */
 #define DGEN_KIND_EFFECT 'e'	/* of after_commit; see effect.c for its hash */
+#define DGEN_KIND_EXIT 'x'		/* a supervised server ended: see supervisor.c */
 
 struct DgenServer;
 
@@ -813,6 +829,7 @@ typedef struct DgenServer
 	bool		erased;			/* row must be deleted */
 	bool		recent;			/* not visible to the transaction's snapshot */
 	bool		ahead;			/* this transaction sent what comes before its mailbox */
+	bool		keep_state;		/* on_stop does not apply to the end that comes */
 } DgenServer;
 
 /* the lease: a transaction-level lock on the hash; false if not wait and taken */
@@ -989,7 +1006,9 @@ typedef struct DgenActivation
  */
 extern void dgen_activation_run(DgenActivation *act);
 extern void dgen_activation_start(DgenActivation *act, Jsonb *args);
+extern void dgen_activation_resume(DgenModule *module, DgenServer *server);
 extern void dgen_activation_stop(DgenModule *module, DgenServer *server, const char *reason);
+/* the same, but without terminate */
 extern void dgen_activation_kill(DgenModule *module, DgenServer *server, const char *reason);
 extern void dgen_activation_set_state(DgenActivation *act, Jsonb *state);
 
@@ -1244,6 +1263,30 @@ extern void dgen_admin_not_failing(DgenServer *server);
 /* the state that the statement's snapshot sees; OT003.  Rights are the caller's to check. */
 extern Jsonb *dgen_read_state(const DgenAddress *address, DgenServer *out);
 extern void dgen_admin_xact_callback(XactEvent event);
+/* a new incarnation by init, as the owner, for the current user */
+extern void dgen_admin_init(DgenModule *module, const DgenAddress *address, DgenServer *server, Jsonb *args);
+
+/* ----------------------------------------------------------- supervisor.c */
+/* a child that waits for its restart (continue_id is that of its exit message) or is kept down */
+extern bool dgen_server_is_down(const DgenServer *server);
+extern bool dgen_supervisor_holds(const DgenServer *server, const DgenMessage *msg);
+extern void dgen_supervisor_ended(DgenModule *module, DgenServer *server, const char *reason);
+extern bool dgen_supervisor_is_crash(const char *server, const char *sqlstate);
+/* ends an incarnation, without terminate if that fails; in a subtransaction */
+extern void dgen_end_incarnation(DgenModule *module, DgenServer *server, const char *reason,
+								 bool keep_state);
+extern int	dgen_limit_waits(void);	/* for leases; returns the nest level of settings */
+extern void dgen_check_not_exit(const DgenMessage *msg);
+extern void dgen_supervisor_at_exit(void);
+extern void dgen_supervisor_settle_now(const char *address);
+extern void dgen_supervisor_settle(const char *address);	/* worker, between transactions */
+
+/* ---------------------------------------------------------------- crash.c */
+/* the nth newest good state; false: there is none, nothing was changed */
+extern bool dgen_restore_good(DgenModule *module, DgenServer *server, int nth);
+extern bool dgen_keeps_history(DgenModule *module);
+extern void dgen_crash_note(DgenModule *module, DgenServer *server, int64 incarnation,
+							const DgenError *error);
 
 /* -------------------------------------------------------------- monitor.c
  *

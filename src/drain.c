@@ -177,6 +177,15 @@ dgen_handle_now(DgenModule *module, DgenMessage *msg)
 	else
 		dgen_server_save(server);
 	dgen_server_check_snapshot(server);
+	/* one that its supervisor keeps down, or has yet to restart, handles nothing */
+	if (dgen_server_is_down(server))
+	{
+		handled = msg->kind == DGEN_KIND_EXIT;
+		if (handled)
+			dgen_supervisor_settle_now(msg->server);
+		dgen_table_close(table);
+		return handled;
+	}
 	if (msg->id != server->continue_id)
 		dgen_continue_now(module, table, server);
 	handled = handle(module, table, server, msg);

@@ -25,6 +25,7 @@
 #include "access/xact.h"
 #include "common/pg_prng.h"
 #include "utils/fmgrprotos.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
@@ -369,8 +370,22 @@ fail_kept(Batch *b, DgenTable *messages, DgenMessage *msg)
 	dgen_hand_forget(MyDatabaseId, msg->id);
 }
 
+/*
+ * Has it crashed the incarnation that it ran in?  Locked work has no server in
+ * the batch, and is tried again under its lock, so what counts is its end.
+ */
 static void
-record(Batch *b, BatchItem *item)
+note_crash(Batch *b, BatchItem *item, DgenModule *module, DgenServer *server)
+{
+	if (b->lock_token == 0)
+		dgen_crash_note(module, server, b->servers[item->server].server->incarnation, b->error);
+	else if (server->lock_id == 0)
+		dgen_crash_note(module, server, server->incarnation, b->error);
+}
+
+/* crashed: by an error of the handler, as opposed to the loss of its worker */
+static void
+record(Batch *b, BatchItem *item, bool crashed)
 {
 	DgenModule *module = dgen_module_by_id(b->module_id);
 	DgenMessage *msg = item->msg;
@@ -408,7 +423,9 @@ record(Batch *b, BatchItem *item)
 	if (server != NULL)
 	{
 		dgen_trace_failure(b, module, item);
-	note_failing(server, has_attempts(attempts, server->address));
+		note_failing(server, has_attempts(attempts, server->address));
+		if (crashed && b->retry_after == NULL && !b->rejected && !b->overtakes)
+			note_crash(b, item, module, server);
 		dgen_server_write(servers, server, NULL);
 	}
 	PopActiveSnapshot();
@@ -417,13 +434,41 @@ record(Batch *b, BatchItem *item)
 	dgen_table_close(servers);
 }
 
-/*
- * Record the failure in b->error of a message whose transaction has been
- * rolled back.  If even that fails, the message is as before, and is tried
- * again a second later.
- */
-void
-dgen_failure_record(Batch *b, BatchItem *item)
+/* The error of a call, which has no row: only its server's fate is recorded. */
+static void
+record_crash(Batch *b, BatchItem *item)
+{
+	DgenModule *module = dgen_module_by_id(b->module_id);
+	DgenServer *failed = b->servers[item->server].server;
+	DgenTable  *servers;
+	DgenServer *server;
+	int			level;
+
+	if (module == NULL || b->rejected)
+		return;
+	level = dgen_limit_waits();
+	(void) dgen_lease_take(failed->hash, true);
+	AtEOXact_GUC(false, level);
+	servers = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
+	server = dgen_server_read(servers, failed->address, failed->hash, NULL);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	dgen_crash_note(module, server, failed->incarnation, b->error);
+	dgen_server_write(servers, server, NULL);
+	PopActiveSnapshot();
+	dgen_table_close(servers);
+}
+
+static void
+record_failure(Batch *b, BatchItem *item)
+{
+	/* who got the lease in between may have ended the message, too; but not locked work */
+	if (dgen_lease_take(item->msg->hash, b->lock_token != 0))
+		record(b, item, true);
+}
+
+/* Record in a transaction of its own; if that fails, serve its servers a second later. */
+static void
+in_transaction(Batch *b, BatchItem *item, void (*what) (Batch *, BatchItem *))
 {
 	MemoryContext mcxt = b->mcxt;
 
@@ -434,9 +479,7 @@ dgen_failure_record(Batch *b, BatchItem *item)
 		XactReadOnly = false;
 		XactIsoLevel = XACT_READ_COMMITTED;
 		MemoryContextSwitchTo(mcxt);
-		/* who got the lease in between may have ended the message, too; but not locked work */
-		if (dgen_lease_take(item->msg->hash, b->lock_token != 0))
-			record(b, item);
+		what(b, item);
 		CommitTransactionCommand();
 	}
 	PG_CATCH();
@@ -451,13 +494,35 @@ dgen_failure_record(Batch *b, BatchItem *item)
 		ereport(LOG,
 				(errcode(edata->sqlerrcode),
 				 errmsg("could not record the failure of a message to server \"%s\": %s",
-						item->msg->server, edata->message)));
+						item->msg ? item->msg->server : b->servers[item->server].server->address,
+						edata->message)));
 		for (int i = 0; i < b->nleases; i++)
 			b->leases[i].park_until = GetCurrentTimestamp() + INT64CONST(1000000);
 		RESUME_INTERRUPTS();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(mcxt);
+}
+
+/*
+ * Record the failure in b->error of a message whose transaction has been
+ * rolled back.  If even that fails, the message is as before, and is tried
+ * again a second later.
+ */
+void
+dgen_failure_record(Batch *b, BatchItem *item)
+{
+	in_transaction(b, item, record_failure);
+}
+
+/*
+ * Record that a call crashed its server.  If that fails, the call has failed
+ * all the same, and the server goes on.
+ */
+void
+dgen_failure_crash(Batch *b, BatchItem *item)
+{
+	in_transaction(b, item, record_crash);
 }
 
 /*
@@ -472,7 +537,7 @@ dgen_failure_accuse(Batch *b, BatchItem *item)
 	"See the server's log for why the process ended."};
 
 	b->error = &lost;
-	record(b, item);
+	record(b, item, false);
 	b->error = NULL;
 	dgen_hand_forget(MyDatabaseId, item->msg->id);
 	b->leases[item->lease].more = true;

@@ -173,6 +173,14 @@ check_available(DgenServer *server)
 				 errdetail("Suspended by %s.", server->suspended_by ? server->suspended_by : "nobody"),
 				 errhint("Run dgen.resume('%s').", server->address)));
 	dgen_lock_check_free(server);
+	if (dgen_server_is_down(server))
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_STOPPED),
+				 errmsg("server \"%s\" has stopped", server->address),
+				 errdetail("It stopped with reason \"%s\".",
+						   server->stop_reason ? server->stop_reason : "unknown"),
+				 server->continue_id != 0 ? errhint("Its supervisor is about to restart it: try again.") :
+				 errhint("Its supervisor keeps it down: see dgen.children, and dgen.restart_child().")));
 }
 
 static void

@@ -426,6 +426,7 @@ discard_waiting(DgenTableId where, int64 id)
 	else if (find_message(table, 0, id, &msg))
 	{
 		module = operated_module(msg.server, &address);
+		dgen_check_not_exit(&msg);
 		server = dgen_admin_open(module, &address, &servers);
 		if (server->lock_id == id)
 		{
@@ -506,7 +507,8 @@ static const struct
 	{DGEN_T_POSTPONED, DGEN_I_POSTPONED_SERVER, 9, true, 0},
 	{DGEN_T_ATTEMPT, DGEN_I_ATTEMPT_SERVER, 2, false, 0},
 	{DGEN_T_ATTEMPT, DGEN_I_ATTEMPT_SERVER, 2, false, 0, true},
-	{DGEN_T_LETTER, DGEN_I_LETTER_SERVER, 9, false, 0}
+	{DGEN_T_LETTER, DGEN_I_LETTER_SERVER, 9, false, 0},
+	{DGEN_T_CHILD, DGEN_I_CHILD_SERVER, 4, false, 0}
 };
 
 static bool

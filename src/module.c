@@ -93,6 +93,8 @@ const DgenOption dgen_module_options[DGEN_NOPTIONS] = {
 	{"retry", DGEN_OPTION_FLAG, FIELD(skip_failing), 0, 0, 0, {"block", "skip"}},
 	{"on_dead_letter", DGEN_OPTION_FLAG, FIELD(suspend_on_dead_letter), 0, 0, 0, {"continue", "suspend"}},
 	{"breaker", DGEN_OPTION_INT, FIELD(breaker), 10, 0, PG_INT32_MAX},
+	{"on_crash_loop", DGEN_OPTION_WORD, FIELD(on_crash_loop), 0, 0, 0, {"keep", "suspend", "init", "rollback"}},
+	{"crash_limit", DGEN_OPTION_INT, FIELD(crash_limit), 5, 1, PG_INT16_MAX},
 	{"handler_timeout", DGEN_OPTION_MSEC, FIELD(handler_timeout), 30e6, 1e3, PG_INT32_MAX * 1e3},
 	{"work_timeout", DGEN_OPTION_MSEC, FIELD(work_timeout), 3600e6, 1e3, PG_INT32_MAX * 1e3},
 	{"max_attempts", DGEN_OPTION_INT, FIELD(max_attempts), 5, 1, PG_INT16_MAX},
@@ -465,6 +467,9 @@ load_option(DgenModule *module, const DgenOption *option, const DgenModuleRow *r
 			break;
 		case DGEN_OPTION_FLAG:
 			*(bool *) field = word_index(option, TextDatumGetCString(value)) == 1;
+			break;
+		case DGEN_OPTION_WORD:
+			*(int *) field = word_index(option, TextDatumGetCString(value));
 			break;
 		case DGEN_OPTION_LEVEL:
 			*(int *) field = isolation_levels[word_index(option, TextDatumGetCString(value))];

@@ -21,6 +21,7 @@ typedef enum DgenOptionType
 	DGEN_OPTION_BOOL,			/* bool field */
 	DGEN_OPTION_FLAG,			/* one of two words; bool field: is it the second */
 	DGEN_OPTION_LEVEL,			/* isolation level; int field: XACT_... */
+	DGEN_OPTION_WORD,			/* one of some words; int field: which */
 	DGEN_OPTION_INT,
 	DGEN_OPTION_INT64,
 	DGEN_OPTION_DOUBLE,
@@ -33,7 +34,7 @@ typedef enum DgenOptionType
 	DGEN_OPTION_TEXT
 } DgenOptionType;
 
-#define DGEN_MAX_WORDS 3
+#define DGEN_MAX_WORDS 4
 
 typedef struct DgenOption
 {
@@ -46,7 +47,7 @@ typedef struct DgenOption
 	const char *words[DGEN_MAX_WORDS];
 } DgenOption;
 
-#define DGEN_NOPTIONS 31
+#define DGEN_NOPTIONS 33
 extern const DgenOption dgen_module_options[DGEN_NOPTIONS];
 
 /* columns of dgen.module, as sql/tables.sql has them, from 0 */

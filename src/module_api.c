@@ -204,7 +204,8 @@ text_option(const DgenOption *option, char *value, bool *isnull)
 	pg_tz	   *tz;
 
 	*isnull = false;
-	if (option->type == DGEN_OPTION_FLAG || option->type == DGEN_OPTION_LEVEL)
+	if (option->type == DGEN_OPTION_FLAG || option->type == DGEN_OPTION_LEVEL ||
+		option->type == DGEN_OPTION_WORD)
 		check_word(option, value);
 	else if (option->type == DGEN_OPTION_SEARCH_PATH)
 		value = checked_search_path(option, value);
@@ -258,6 +259,7 @@ initial_option(const DgenOption *option, const char *schema_name, bool *isnull)
 			return BoolGetDatum(option->initial != 0);
 		case DGEN_OPTION_FLAG:
 		case DGEN_OPTION_LEVEL:
+		case DGEN_OPTION_WORD:
 			return CStringGetTextDatum(option->words[(int) option->initial]);
 		case DGEN_OPTION_INT:
 			return Int32GetDatum((int32) option->initial);
@@ -685,7 +687,8 @@ static const struct
 	{DGEN_T_MEMBER, DGEN_I_MEMBER_SERVER, 2, "memberships of groups"},
 	{DGEN_T_TRACE_ENTRY, DGEN_I_TRACE_ENTRY_SERVER, 5, NULL},
 	{DGEN_T_TRACE, DGEN_I_TRACE_TARGET, 2, NULL},
-	{DGEN_T_TIMER, 0, 1, NULL}
+	{DGEN_T_TIMER, 0, 1, NULL},
+	{DGEN_T_CHILD, DGEN_I_CHILD_SERVER, 4, NULL}
 };
 
 /* the leases that one transaction may take without emptying the lock table */

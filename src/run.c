@@ -86,7 +86,9 @@ answer_no_server(Batch *b, BatchItem *item, DgenServer *server)
 		psprintf("It was deleted; its tombstone stands until %s.",
 				 timestamptz_to_str(server->tombstone_until)) :
 		psprintf("Module \"%s\" does not start servers by itself.", b->module->name);
-	err.hint = psprintf("Start it by dgen.start('%s').", server->address);
+	err.hint = server->supervised ?
+		pstrdup("Its supervisor keeps it down: see dgen.children, and dgen.restart_child().") :
+		psprintf("Start it by dgen.start('%s').", server->address);
 	if (call_of(b, item) != NULL)
 		answer_failure(b, item, &err);
 	else if (item->msg->kind == 'r')
@@ -354,6 +356,9 @@ activate(Batch *b, BatchItem *item)
 	DgenServer *server = b->servers[item->server].server;
 	Jsonb	   *before = server->state;
 
+	/* an exit message that did its work otherwise: its server lives */
+	if (item->msg != NULL && item->msg->kind == DGEN_KIND_EXIT)
+		return;
 	if (b->module->ephemeral)
 		server->active = false;
 	fill_activation(b, item, &act);
@@ -376,6 +381,11 @@ activate(Batch *b, BatchItem *item)
 		server->dirty = server->state_changed = server->erased = false;
 	if (item->attempts > 0)
 		dgen_failure_forget(b, server, item->msg->id);
+	if (server->crashes > 0)
+	{
+		server->crashes = 0;
+		server->dirty = true;
+	}
 	keep_server(b, server, before);
 }
 
@@ -498,7 +508,7 @@ must_wait(Batch *b, BatchItem *item)
 	BatchServer *bs = &b->servers[item->server];
 	BatchLease *lease = &b->leases[item->lease];
 
-	if (!bs->blocked && !bs->server->ahead)
+	if (!bs->blocked && !bs->server->ahead && !dgen_supervisor_holds(bs->server, item->msg))
 		return false;
 	if (item->msg != NULL)
 		lease->low = Min(lease->low, item->msg->id);

@@ -610,6 +610,8 @@ cancel_in(DgenTableId id, int skip, int64 message_id)
 	/* what a server is locked for has been handled, in part */
 	if (found && skip == 0 && dgen_lock_is_for(msg.server, message_id))
 		found = false;
+	if (found)
+		dgen_check_not_exit(&msg);
 	/* a worker that has it in hand commits first, or gives it back first */
 	found = found && dgen_table_delete_wait(table, &msg.tid);
 	if (found)

@@ -46,7 +46,7 @@ static const char *const table_names[DGEN_NTABLES] = {
 	"installation", "adoption", "module", "server", "message", "delayed",
 	"attempt", "letter", "reply", "dedup", "patch", "tombstone", "timer",
 	"postponed", "monitor", "name", "member",
-	"trace", "trace_entry"
+	"trace", "trace_entry", "supervisor", "child"
 };
 
 /*
@@ -72,14 +72,16 @@ static const AttrNumber index_specs[DGEN_NTABLES][MAX_SPECS][3] = {
 	[DGEN_T_NAME] = {{1}, {2}},
 	[DGEN_T_MEMBER] = {{1, 2}, {2}},
 	[DGEN_T_TRACE] = {{1}, {2}, {6}},
-	[DGEN_T_TRACE_ENTRY] = {{1, 2}, {5}}
+	[DGEN_T_TRACE_ENTRY] = {{1, 2}, {5}},
+	[DGEN_T_SUPERVISOR] = {{1}},
+	[DGEN_T_CHILD] = {{1, 2}, {1, 3}, {4}}
 };
 
 /* how many columns of each table this library knows; a later version may add some */
 static const int column_counts[DGEN_NTABLES] = {
 	[DGEN_T_INSTALLATION] = 3,
 	[DGEN_T_ADOPTION] = 3,
-	[DGEN_T_MODULE] = 40,
+	[DGEN_T_MODULE] = 42,
 	[DGEN_T_SERVER] = 28,
 	[DGEN_T_MESSAGE] = 18,
 	[DGEN_T_DELAYED] = 19,
@@ -95,7 +97,9 @@ static const int column_counts[DGEN_NTABLES] = {
 	[DGEN_T_NAME] = 6,
 	[DGEN_T_MEMBER] = 5,
 	[DGEN_T_TRACE] = 7,
-	[DGEN_T_TRACE_ENTRY] = 17
+	[DGEN_T_TRACE_ENTRY] = 17,
+	[DGEN_T_SUPERVISOR] = 9,
+	[DGEN_T_CHILD] = 14
 };
 
 /* rows that go into the table together, some pages of them */
