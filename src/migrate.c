@@ -23,7 +23,8 @@
  * it is at it: then no worker comes, and who changes such a server by hand
  * finds its row being modified (40001).
  *
- * Locks: leases, one after the other in order of addresses; what is in
+ * Locks: with more servers than that dgen_module_lock(), so that nobody resumes
+ * the module; leases, one after the other in order of addresses; what is in
  * progress is shown from shared memory, each process in an entry of its own
  * that a spinlock protects.
  *
@@ -604,6 +605,8 @@ check_leases(Migration *m, int64 total)
 {
 	if (m->dry_run || total <= MAX_LEASES)
 		return;
+	/* nobody resumes it before we end */
+	dgen_module_lock(m->module->name);
 	if (!is_standing_still(m->module))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
