@@ -6,6 +6,7 @@
 #   make check-versions    all tests on PostgreSQL 17 and 18 (root; downloads two Debians)
 #   make demo, demo-stop   a small ledger on a private throwaway cluster
 #   make bench             the benchmarks, in private throwaway clusters
+#   make bench-plots       how cost grows, measured and drawn into doc/plots
 #   make dist              the release archive
 
 EXTENSION  = dgen
@@ -18,7 +19,7 @@ top := $(or $(VPATH),$(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST)))))
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(top)/dgen.control)
 
 # Goals that must work before PostgreSQL is installed
-OWN_GOALS = check check-long check-versions demo demo-stop bench dist
+OWN_GOALS = check check-long check-versions demo demo-stop bench bench-plots dist
 
 ifneq (,$(filter $(OWN_GOALS),$(MAKECMDGOALS)))
 
@@ -41,6 +42,9 @@ demo-stop:
 
 bench:
 	@$(top)/bench/run
+
+bench-plots:
+	@$(top)/bench/run plots
 
 dist:
 	git -C $(top) archive --format zip --prefix=dgen-$(EXTVERSION)/ -o dgen-$(EXTVERSION).zip HEAD

@@ -18,6 +18,7 @@ need_packages() {
             server) server_is_there || missing+=(server) ;;
             psycopg) "$PYTHON" -c 'import psycopg' 2>/dev/null || missing+=(python3-psycopg) ;;
             pytest) "$PYTHON" -c 'import pytest' 2>/dev/null || missing+=(python3-pytest) ;;
+            matplotlib) "$PYTHON" -c 'import matplotlib' 2>/dev/null || missing+=(python3-matplotlib) ;;
             hypothesis) "$PYTHON" -c 'import hypothesis' 2>/dev/null || missing+=(python3-hypothesis) ;;
             plpython) plpython_is_there || ! may_install || missing+=(plpython) ;;
             *) echo "need_packages: $name?" >&2; return 2 ;;
