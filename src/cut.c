@@ -195,7 +195,7 @@ read_lane(Batch *b, BatchLease *lease, int lane_no, int64 mark, int max, Snapsho
 	memset(lane, 0, sizeof(Lane));
 	lane->last_id = -1;
 	/* nothing lives below the mark, and what is drawn from now on rings again */
-	if (mark > dgen_bounds_last(b->bounds))
+	if (mark > dgen_bounds_last_sent(b->bounds))
 		return;
 	lane->msgs = palloc(max * sizeof(DgenMessage *));
 	dgen_key_int8(&keys[0], 1, lease->taken->hash, BTEqualStrategyNumber);

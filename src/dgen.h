@@ -524,9 +524,10 @@ typedef struct DgenDatabase
 	pg_atomic_uint32 place_wanted[DGEN_NPOOL_KINDS];	/* a pool waits while others hold all places */
 	pg_atomic_uint32 slow_workers;	/* that run, or are about to, what may be slow */
 	pg_atomic_uint64 unannounced;	/* lowest request whose reply's NOTIFY was put off, or 0 */
-	slock_t		id_lock;		/* protects the next two */
+	slock_t		id_lock;		/* protects the next three */
 	int64		next_id;		/* the next message id to draw; 0: none reserved */
 	int64		id_limit;		/* the last one of the reserved block */
+	int64		last_sent;		/* no message, of a mailbox or to come, has a higher one */
 } DgenDatabase;
 
 /* a call whose handler said noreply; protected by dgen_shared->lock */
@@ -681,7 +682,7 @@ extern void dgen_forget_ids(void);	/* CREATE EXTENSION made a new sequence */
 typedef struct DgenBounds DgenBounds;
 extern DgenBounds *dgen_bounds_read(void);	/* before a cut; palloc'd */
 extern int64 dgen_bounds_limit(DgenBounds *bounds, int64 hash); /* no lower id may still appear below it */
-extern int64 dgen_bounds_last(DgenBounds *bounds);
+extern int64 dgen_bounds_last_sent(DgenBounds *bounds);
 extern int64 dgen_mark_get(int64 hash, uint32 *generation);
 extern void dgen_mark_advance(int64 hash, int64 mark, uint32 generation);
 extern void dgen_mark_lower(int64 hash, int64 mark);

@@ -96,7 +96,7 @@ typedef struct MarkShared
 
 struct DgenBounds
 {
-	int64		last;			/* the last id drawn */
+	int64		last_sent;		/* the last id drawn for a message */
 	int64		limit;			/* for every server */
 	int			n;
 	int			size;
@@ -164,6 +164,9 @@ reserve_block(DgenDatabase *db)
 	int64		last = nextval_internal(dgen_sequence_oid("message_id"), false);
 
 	SpinLockAcquire(&db->id_lock);
+	/* the first block since the start: all that there is has lower ids */
+	if (db->next_id == 0)
+		db->last_sent = last - ID_BLOCK;
 	if (last > db->id_limit)
 	{
 		db->next_id = Max(db->next_id, last - ID_BLOCK + 1);
@@ -184,7 +187,7 @@ dgen_draw_id(void)
 
 		SpinLockAcquire(&db->id_lock);
 		if (db->next_id != 0 && db->next_id <= db->id_limit)
-			id = db->next_id++;
+			id = db->last_sent = db->next_id++;
 		SpinLockRelease(&db->id_lock);
 		if (id != 0)
 			return id;
@@ -270,7 +273,7 @@ dgen_forget_ids(void)
 	DgenDatabase *db = my_database();
 
 	SpinLockAcquire(&db->id_lock);
-	db->next_id = db->id_limit = 0;
+	db->next_id = db->id_limit = db->last_sent = 0;
 	SpinLockRelease(&db->id_lock);
 	for (int i = 0; i < NMARKS; i++)
 	{
@@ -431,8 +434,10 @@ dgen_bounds_read(void)
 	b->hashes = palloc(b->size * sizeof(int64));
 	b->limits = palloc(b->size * sizeof(int64));
 
-	b->last = dgen_last_message_id();
-	b->limit = b->last + 1;
+	b->limit = dgen_last_message_id() + 1;
+	SpinLockAcquire(&db->id_lock);
+	b->last_sent = db->last_sent;
+	SpinLockRelease(&db->id_lock);
 	pg_memory_barrier();
 	for (int i = 0; i < shared->npublishers; i++)
 	{
@@ -462,11 +467,14 @@ dgen_bounds_read(void)
 	return b;
 }
 
-/* The last id that was drawn before the cut; what is above it comes later. */
+/*
+ * The last id that a message had before the cut, whatever calls have drawn;
+ * what is above it comes later, and rings.
+ */
 int64
-dgen_bounds_last(DgenBounds *bounds)
+dgen_bounds_last_sent(DgenBounds *bounds)
 {
-	return bounds->last;
+	return bounds->last_sent;
 }
 
 /*
@@ -544,6 +552,12 @@ void
 dgen_mark_lower(int64 hash, int64 mark)
 {
 	Mark	   *m = mark_of(hash);
+	DgenDatabase *db = my_database();
+
+	/* before the mark: its id may be one that a call has drawn */
+	SpinLockAcquire(&db->id_lock);
+	db->last_sent = Max(db->last_sent, mark);
+	SpinLockRelease(&db->id_lock);
 
 	SpinLockAcquire(&m->lock);
 	m->generation++;
