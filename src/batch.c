@@ -259,10 +259,12 @@ dgen_batch_wanted(void)
 static void
 note_wanted(Batch *b, int nused)
 {
+	int			twice = Min(2 * nused, DGEN_MAX_BATCH);
+
 	if (nused == b->nleases)
-		wanted = Max(wanted, Min(2 * nused, DGEN_MAX_BATCH));
+		wanted = Max(wanted, twice);
 	else if (b->nitems >= b->max_items && b->mode == BATCH_ALL)
-		wanted = 2 * nused;
+		wanted = twice;
 }
 
 /*
