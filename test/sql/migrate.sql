@@ -257,6 +257,48 @@ SELECT dgen.wait_idle(module => 'migrate');
 SELECT dgen.state('migrate/s2');
 
 --
+-- In transactions of all kinds, and as an operator
+--
+RESET ROLE;
+CREATE ROLE regress_dgen_migrate_operator;
+SET ROLE regress_dgen_migrate;
+CREATE OR REPLACE FUNCTION migrate.code_change(old_vsn text, state jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+  IF state = '13' THEN
+    RAISE EXCEPTION 'no %', state;
+  END IF;
+  INSERT INTO migrate.changed VALUES (current_user);
+  RETURN jsonb_build_object('n', state);
+END $$;
+TRUNCATE migrate.changed;
+SELECT dgen.alter_module('migrate', operators => 'regress_dgen_migrate_operator') ->> 'module';
+SELECT migrate.set_vsn('20', 1, 2, 13);
+SET ROLE regress_dgen_migrate_operator;
+-- what it has no rights on, its owner's code may; an error leaves what was before it
+BEGIN ISOLATION LEVEL SERIALIZABLE;
+SELECT server, version FROM dgen.migrate('migrate', max_servers => 1);
+SAVEPOINT s;
+SELECT pg_temp.error($$SELECT count(*) FROM dgen.migrate('migrate')$$);
+ROLLBACK TO s;
+SELECT count(*) FROM dgen.progress_migrate;
+COMMIT;
+SELECT server, old_vsn, error ->> 'message' FROM dgen.migrate('migrate', dry_run => true);
+SET ROLE regress_dgen_migrate;
+SELECT server, vsn, dgen.state(server) FROM dgen.servers WHERE module = 'migrate' ORDER BY server;
+SELECT * FROM migrate.changed;
+-- prepared: the leases stay with it
+BEGIN;
+SELECT server, version FROM dgen.migrate('migrate', max_servers => 1);
+PREPARE TRANSACTION 'regress_dgen_migrate';
+SET lock_timeout = '100 ms';
+SELECT pg_temp.error($$SELECT dgen.invoke('migrate/s2', '1')$$);
+SELECT pg_temp.error($$SELECT count(*) FROM dgen.migrate('migrate')$$);
+RESET lock_timeout;
+COMMIT PREPARED 'regress_dgen_migrate';
+SELECT server, vsn, dgen.state(server) FROM dgen.servers WHERE module = 'migrate' ORDER BY server;
+CREATE OR REPLACE FUNCTION migrate.code_change(old_vsn text, state jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT state $$;
+
+--
 -- A server that is migrated while its work is done outside: the result of the
 -- old code does not fit, and the new code does it again
 --
@@ -321,4 +363,4 @@ SELECT dgen.suspend(module => 'migrate');
 SELECT dgen.drop_module('migrate', cascade => true);
 SELECT dgen.drop_module('away', cascade => true);
 DROP SCHEMA migrate, away CASCADE;
-DROP ROLE regress_dgen_migrate, regress_dgen_migrate_reader, regress_dgen_migrate_stranger;
+DROP ROLE regress_dgen_migrate_operator, regress_dgen_migrate, regress_dgen_migrate_reader, regress_dgen_migrate_stranger;
