@@ -405,7 +405,7 @@ extern HeapTuple dgen_table_form(DgenTable *table, Datum *values, bool *nulls);
 extern void dgen_table_insert(DgenTable *table, Datum *values, bool *nulls, ItemPointer tid);
 extern void dgen_table_insert_many(DgenTable *table, int n, HeapTuple *tuples);
 
-/* both return the TM_Result and do not wait; the caller handles all of them */
+/* both return the TM_Result, all of which the caller handles; delete does not wait */
 extern TM_Result dgen_table_update(DgenTable *table, ItemPointer tid, Snapshot crosscheck,
 								   Datum *values, bool *nulls, ItemPointer newtid);
 extern TM_Result dgen_table_delete(DgenTable *table, ItemPointer tid);

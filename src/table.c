@@ -432,8 +432,10 @@ dgen_table_insert_many(DgenTable *table, int n, HeapTuple *tuples)
 }
 
 /*
- * Replace the row at tid.  Does not wait: anything but TM_Ok leaves the row
- * as it was, and is the caller's to handle.
+ * Replace the row at tid.  Waits for a transaction in the way: heap_update()
+ * has no other way, and asserts so.  That is dgen.drop_module()'s, or somebody's
+ * by hand, since all others hold leases.  Anything but TM_Ok leaves the row as
+ * it was, and is the caller's to handle.
  */
 TM_Result
 dgen_table_update(DgenTable *table, ItemPointer tid, Snapshot crosscheck,
@@ -449,7 +451,7 @@ dgen_table_update(DgenTable *table, ItemPointer tid, Snapshot crosscheck,
 	ExecStoreHeapTuple(dgen_table_form(table, values, nulls), slot, true);
 	slot->tts_tableOid = RelationGetRelid(table->rel);
 	result = table_tuple_update(table->rel, tid, slot, GetCurrentCommandId(true),
-								InvalidSnapshot, crosscheck, false,
+								InvalidSnapshot, crosscheck, true,
 								&tmfd, &lockmode, &update_indexes);
 	if (result == TM_Ok)
 	{
@@ -461,7 +463,7 @@ dgen_table_update(DgenTable *table, ItemPointer tid, Snapshot crosscheck,
 	return result;
 }
 
-/* Delete the row at tid without waiting; see dgen_table_update(). */
+/* Delete the row at tid without waiting; the caller handles all results. */
 TM_Result
 dgen_table_delete(DgenTable *table, ItemPointer tid)
 {
@@ -471,7 +473,7 @@ dgen_table_delete(DgenTable *table, ItemPointer tid)
 							  InvalidSnapshot, InvalidSnapshot, false, &tmfd, false);
 }
 
-/* Lock the row at tid against all others, without waiting; see dgen_table_update(). */
+/* Lock the row at tid against all others, without waiting. */
 TM_Result
 dgen_table_lock(DgenTable *table, ItemPointer tid)
 {
