@@ -23,6 +23,7 @@ SELECT pg_extension_config_dump('dgen.letter', '');
 SELECT pg_extension_config_dump('dgen.reply', '');
 SELECT pg_extension_config_dump('dgen.dedup', '');
 SELECT pg_extension_config_dump('dgen.patch', '');
+SELECT pg_extension_config_dump('dgen.history', '');
 SELECT pg_extension_config_dump('dgen.tombstone', '');
 SELECT pg_extension_config_dump('dgen.timer', '');
 SELECT pg_extension_config_dump('dgen.postponed', '');

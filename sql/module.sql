@@ -30,6 +30,7 @@ CREATE FUNCTION dgen.create_module(
 	reply_ttl interval DEFAULT NULL,
 	dedup_ttl interval DEFAULT NULL,
 	dead_letter_ttl interval DEFAULT NULL,
+	history text DEFAULT NULL,
 	search_path text DEFAULT NULL,
 	timezone text DEFAULT NULL,
 	operators text DEFAULT NULL,
@@ -42,7 +43,7 @@ RETURNS jsonb LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'dgen_create_module';
 COMMENT ON FUNCTION dgen.create_module(text, jsonb, text, boolean, boolean, boolean, text, text, text, text, text, text,
 	integer, text, integer, interval, interval, integer, interval, double precision, interval, interval, integer, bigint, bigint, bigint,
-	interval, interval, interval, text, text, text, text, text, text, text, text) IS
+	interval, interval, interval, text, text, text, text, text, text, text, text, text) IS
 'make a module of the functions in a schema that bear callbacks'' names; returns what was found. callbacks maps names to other functions, or to null for "not a callback"; options left null take their defaults; if_exists is error, alter or skip';
 
 CREATE FUNCTION dgen.alter_module(
@@ -75,6 +76,7 @@ CREATE FUNCTION dgen.alter_module(
 	reply_ttl interval DEFAULT NULL,
 	dedup_ttl interval DEFAULT NULL,
 	dead_letter_ttl interval DEFAULT NULL,
+	history text DEFAULT NULL,
 	search_path text DEFAULT NULL,
 	timezone text DEFAULT NULL,
 	operators text DEFAULT NULL,
@@ -86,8 +88,8 @@ RETURNS jsonb LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'dgen_alter_module';
 COMMENT ON FUNCTION dgen.alter_module(text, jsonb, text, boolean, boolean, boolean, text, text, text, text, text, text,
 	integer, text, integer, interval, interval, integer, interval, double precision, interval, interval, integer, bigint, bigint, bigint,
-	interval, interval, interval, text, text, text, text, text, text, text) IS
-'change a module and accept the present owner of its callbacks; options left null stay as they are, callbacks are replaced as a whole (''{}'': all by name), an empty text resets a role, the time zone or vsn to none';
+	interval, interval, interval, text, text, text, text, text, text, text, text) IS
+'change a module and accept the present owner of its callbacks; options left null stay as they are, callbacks are replaced as a whole (''{}'': all by name), an empty text resets a role, the time zone, history or vsn to none';
 
 CREATE FUNCTION dgen.drop_module(name text, "cascade" boolean DEFAULT false)
 RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -126,6 +128,7 @@ CREATE FUNCTION dgen.module_info(
 	OUT reply_ttl interval,
 	OUT dedup_ttl interval,
 	OUT dead_letter_ttl interval,
+	OUT history text,
 	OUT search_path text,
 	OUT timezone text,
 	OUT operators text,
@@ -178,6 +181,7 @@ COMMENT ON COLUMN dgen.modules.max_state_size IS 'largest state, in bytes';
 COMMENT ON COLUMN dgen.modules.reply_ttl IS 'how long replies are kept for their request_key';
 COMMENT ON COLUMN dgen.modules.dedup_ttl IS 'how long a dedup_key is remembered';
 COMMENT ON COLUMN dgen.modules.dead_letter_ttl IS 'how long dead letters are kept';
+COMMENT ON COLUMN dgen.modules.history IS 'how many versions of a state, or for how long, are kept; null: none but the present one';
 COMMENT ON COLUMN dgen.modules.search_path IS 'search_path that callbacks run with';
 COMMENT ON COLUMN dgen.modules.timezone IS 'time zone that callbacks run with; null: that of the database';
 COMMENT ON COLUMN dgen.modules.operators IS 'role whose members may operate servers; null: members of the owner only, as in the next two';

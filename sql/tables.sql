@@ -56,6 +56,7 @@ CREATE TABLE dgen.module (
 	reply_ttl interval NOT NULL,
 	dedup_ttl interval NOT NULL,
 	dead_letter_ttl interval NOT NULL,
+	history text COLLATE "C",					-- a count, or an interval; null: none
 	search_path text COLLATE "C" NOT NULL,
 	timezone text COLLATE "C",					-- null: as the database
 	operators text COLLATE "C",					-- roles, by name; null: members of the owner only
@@ -105,6 +106,9 @@ CREATE TABLE dgen.server (
 	lock_token bigint,					-- by whoever has this
 	locked_until timestamptz,			-- null: while its worker lives
 	state_name text COLLATE "C",		-- of a state machine
+	history_version bigint,				-- the last one that dgen.history has; null: it has none
+	history_from bigint,				-- rows of earlier ones do not count
+	history_bytes bigint,				-- since a state was last kept whole
 	PRIMARY KEY (server)
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05,
 	autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
@@ -158,6 +162,31 @@ CREATE TABLE dgen.child (
 ) WITH (fillfactor = 70);
 CREATE INDEX child_position_idx ON dgen.child (supervisor, position);
 CREATE INDEX child_server_idx ON dgen.child (server);
+
+/*
+ * How each version of a state came to be, and how to get from it back to the
+ * one before: by a patch, or because that is kept whole.  Both null: the one
+ * before had no state, or is not kept.
+ */
+CREATE TABLE dgen.history (
+	server text COLLATE "C" NOT NULL,
+	version bigint NOT NULL,
+	at timestamptz NOT NULL,
+	incarnation bigint NOT NULL,
+	vsn text COLLATE "C",				-- of the code that the state is for
+	kind text COLLATE "C",				-- of what made it; null: it was there before
+	message_id bigint,
+	sender text COLLATE "C",			-- a server's address, or a session's id
+	sender_role text COLLATE "C",
+	context jsonb,
+	from_version bigint,				-- a rollback: whose state this is
+	good bigint,						-- newest version that was good by then, see good_version
+	size bigint,						-- of the state in bytes; null: there is none
+	undo jsonb,							-- patch that gives the state before
+	before jsonb,						-- that state whole
+	PRIMARY KEY (server, version)
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000,
+	autovacuum_vacuum_insert_threshold = -1, autovacuum_vacuum_cost_delay = 0);
 
 /*
  * The mailbox.  Rows are only ever inserted and deleted.  hash is that of the

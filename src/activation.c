@@ -87,6 +87,7 @@ dgen_activation_set_state(DgenActivation *act, Jsonb *state)
 	server->read = true;
 	if (same_jsonb(server->state, state))
 		return;
+	dgen_history_note(act, act->kind);
 	server->state = state;
 	server->dirty = true;
 	server->state_changed = true;
@@ -171,6 +172,8 @@ begin_incarnation(DgenActivation *act, Jsonb *args)
 	/* a state that happens to equal the last incarnation's is new all the same */
 	server->state = NULL;
 	dgen_activation_set_state(act, state);
+	if (server->cause != NULL)
+		server->cause->kind = "init";
 }
 
 /* Begin a new incarnation without init, with the state that the server has. */
@@ -364,6 +367,7 @@ run_callback(DgenActivation *act)
 	DgenScope	scope;
 	DgenResult	result;
 	NullableDatum args[2];
+	int64		version;
 
 	/* as in OTP, a server need not care for infos */
 	if (act->callback == DGEN_HANDLE_INFO &&
@@ -376,6 +380,8 @@ run_callback(DgenActivation *act)
 		return;
 	}
 
+	dgen_history_settle(act);
+	version = server->version;
 	fill_scope(act, &scope);
 	args[0].value = JsonbPGetDatum(act->message);
 	args[0].isnull = false;
@@ -404,11 +410,14 @@ run_callback(DgenActivation *act)
 	act->locked = result.lock;
 	act->replied = !result.noreply && !result.lock;
 	act->reply = result.reply ? result.reply : dgen_json_null();
+	dgen_history_succeeded(act, version);
 	if (result.exit != NULL)
 	{
 		act->exited = true;
 		act->reason = result.exit;
 		dgen_activation_stop(module, server, result.exit);
+		if (server->state == NULL)
+			dgen_history_note(act, act->kind);
 		if (act->identity == DGEN_AS_WORKER)
 			AfterTriggerFireDeferred();
 	}

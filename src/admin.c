@@ -161,8 +161,8 @@ dgen_admin_not_failing(DgenServer *server)
 }
 
 /* OT003 */
-static void
-no_server(DgenModule *module, const DgenServer *server)
+void
+dgen_admin_no_server(DgenModule *module, const DgenServer *server)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_DGEN_NO_SERVER),
@@ -173,6 +173,25 @@ no_server(DgenModule *module, const DgenServer *server)
 			 errdetail("It was never started, or was deleted."),
 			 module->ephemeral ? errhint("Send it a message: it comes to life for each.") :
 			 errhint("Start it by dgen.start(%s).", quote_literal_cstr(server->address))));
+}
+
+/* An activation that is the caller's own doing, with the module's owner's code. */
+void
+dgen_admin_act(DgenActivation *act, DgenModule *module, const DgenAddress *address,
+			   DgenServer *server, const char *kind)
+{
+	DgenMessage from;
+
+	dgen_message_init(&from, address, DGEN_KIND_INFO, NULL);
+	memset(act, 0, sizeof(DgenActivation));
+	act->module = module;
+	act->server = server;
+	act->identity = DGEN_AS_OWNER;
+	act->kind = kind;
+	act->context = from.context;
+	act->sender = from.sender;
+	act->sender_role = from.sender_role;
+	act->message_vsn = from.vsn;
 }
 
 /* The module of an address that the caller wants to operate. */
@@ -246,19 +265,9 @@ check_startable(DgenModule *module, DgenServer *server)
 void
 dgen_admin_init(DgenModule *module, const DgenAddress *address, DgenServer *server, Jsonb *args)
 {
-	DgenActivation act = {0};
-	DgenMessage from;
+	DgenActivation act;
 
-	dgen_message_init(&from, address, 'i', args);
-	act.module = module;
-	act.server = server;
-	act.identity = DGEN_AS_OWNER;
-	act.kind = "init";
-	act.context = from.context;
-	act.sender = from.sender;
-	act.sender_role = from.sender_role;
-	act.message_vsn = from.vsn;
-
+	dgen_admin_act(&act, module, address, server, "init");
 	/* who waited for the lease sees what its holder has committed */
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -324,7 +333,7 @@ stop_server(FunctionCallInfo fcinfo, const char *reason, bool forget)
 	bool		was_active = server->active;
 
 	if (!server->exists)
-		no_server(module, server);
+		dgen_admin_no_server(module, server);
 	if (was_active)
 	{
 		if (forget)
@@ -335,7 +344,13 @@ stop_server(FunctionCallInfo fcinfo, const char *reason, bool forget)
 		if (forget)
 			server->state = NULL;
 		if (server->state == NULL)
+		{
+			DgenActivation act;
+
+			dgen_admin_act(&act, module, &address, server, forget ? "kill" : "stop");
+			dgen_history_note(&act, act.kind);
 			dgen_attributes_update(module, server, DGEN_AS_OWNER);
+		}
 	}
 	dgen_admin_close(table, server);
 	return was_active;
@@ -381,7 +396,8 @@ erase_server(DgenServer *server)
 	server->active = server->failing = server->suspended = server->supervised = false;
 	server->crashes = 0;
 	server->continue_id = 0;
-	server->incarnation = server->version = 0;
+	dgen_history_erase(server);
+	server->incarnation = server->version = server->good_version = 0;
 	server->started_at = server->suspended_at = server->tombstone_until = 0;
 	server->timeout_at = server->timeout_id = server->timeout_due = 0;
 	server->suspended_by = server->stop_reason = server->vsn = NULL;
@@ -688,7 +704,7 @@ dgen_read_state(const DgenAddress *address, DgenServer *out)
 	PopActiveSnapshot();
 
 	if (!out->exists || out->state == NULL)
-		no_server(dgen_module_get(address->module, false), out);
+		dgen_admin_no_server(dgen_module_get(address->module, false), out);
 	return out->state;
 }
 
@@ -704,8 +720,8 @@ dgen_state(PG_FUNCTION_ARGS)
 	PG_RETURN_JSONB_P(dgen_read_state(&address, &server));
 }
 
-static void
-check_version(DgenServer *server, int64 expected)
+void
+dgen_admin_check_version(DgenServer *server, int64 expected)
 {
 	if (server->version == expected)
 		return;
@@ -722,13 +738,11 @@ check_version(DgenServer *server, int64 expected)
  * one of the present code, whatever the one before was of.
  */
 static void
-set_state(DgenModule *module, DgenServer *server, Jsonb *state)
+set_state(DgenModule *module, const DgenAddress *address, DgenServer *server, Jsonb *state)
 {
-	DgenActivation act = {0};
+	DgenActivation act;
 
-	act.module = module;
-	act.server = server;
-	act.identity = DGEN_AS_OWNER;
+	dgen_admin_act(&act, module, address, server, "replace_state");
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	dgen_module_hold(module);
@@ -769,10 +783,10 @@ dgen_replace_state(PG_FUNCTION_ARGS)
 				 errhint("Write 'null'::jsonb if JSON null is meant.")));
 	server = dgen_admin_open(module, &address, &table);
 	if (!server->exists || !server->active)
-		no_server(module, server);
+		dgen_admin_no_server(module, server);
 	if (!PG_ARGISNULL(2))
-		check_version(server, PG_GETARG_INT64(2));
-	set_state(module, server, dgen_arg_jsonb(fcinfo, 1));
+		dgen_admin_check_version(server, PG_GETARG_INT64(2));
+	set_state(module, &address, server, dgen_arg_jsonb(fcinfo, 1));
 	dgen_admin_close(table, server);
 	PG_RETURN_INT64(server->version);
 }

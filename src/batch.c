@@ -97,23 +97,8 @@ dgen_batch_server(const char *address)
 void
 dgen_batch_keep(DgenServer *server)
 {
-	MemoryContext old;
-
-	if (dgen_batch_server(server->address) != server)
-		return;
-	old = MemoryContextSwitchTo(active->mcxt);
-	if (server->state != NULL)
-	{
-		Jsonb	   *copy = palloc(VARSIZE(server->state));
-
-		memcpy(copy, server->state, VARSIZE(server->state));
-		server->state = copy;
-	}
-	if (server->stop_reason != NULL)
-		server->stop_reason = pstrdup(server->stop_reason);
-	if (server->state_name != NULL)
-		server->state_name = pstrdup(server->state_name);
-	MemoryContextSwitchTo(old);
+	if (dgen_batch_server(server->address) == server)
+		dgen_server_keep(server, NULL, active->mcxt);
 }
 
 /* An activation has taken the lease of another server, or waited for it. */

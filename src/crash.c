@@ -19,6 +19,7 @@
 
 #include "utils/memutils.h"
 #include "utils/resowner.h"
+#include "utils/snapmgr.h"
 
 /* ---------------------------------------------------------------- crash loops */
 
@@ -100,13 +101,52 @@ count_crash(DgenModule *module, DgenServer *server, const DgenError *error)
 bool
 dgen_keeps_history(DgenModule *module)
 {
-	return false;
+	return module->history != NULL;
 }
 
+/* As dgen.rollback() does it, with dgen itself as who; see dgen.h. */
 bool
 dgen_restore_good(DgenModule *module, DgenServer *server, int nth)
 {
-	return false;
+	MemoryContext old = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	DgenServer	before = *server;
+	DgenActivation act = {0};
+	int64		version = dgen_history_good(module, server, nth);
+	volatile bool restored = true;
+
+	if (version == 0)
+		return false;
+	act.module = module;
+	act.server = server;
+	act.identity = DGEN_AS_OWNER;
+	act.kind = "rollback";
+	act.sender = "dgen";
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(old);
+	PG_TRY();
+	{
+		PushActiveSnapshot(GetTransactionSnapshot());
+		dgen_history_rollback(&act, version);
+		dgen_server_count(server);
+		PopActiveSnapshot();
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata = dgen_subxact_abort(old, owner);
+
+		*server = before;
+		restored = false;
+		if (dgen_error_fault(edata->sqlerrcode) == DGEN_FAULT_CONFLICT ||
+			edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+			ReThrowError(edata);
+		FreeErrorData(edata);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	CurrentResourceOwner = owner;
+	return restored;
 }
 
 /* ---------------------------------------------------------------- both */

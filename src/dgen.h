@@ -253,6 +253,9 @@ typedef struct DgenModule
 	int64		reply_ttl;		/* microseconds, as the next two */
 	int64		dedup_ttl;
 	int64		dead_letter_ttl;
+	char	   *history;		/* as it was given, or NULL: none is kept; else one of: */
+	int64		history_versions;	/* how many, or 0 */
+	int64		history_usecs;	/* for how long, or 0 */
 	char	   *search_path;
 	char	   *timezone;		/* NULL: the database's */
 	char	   *operators;		/* role names or NULL */
@@ -327,6 +330,7 @@ typedef enum DgenTableId
 	DGEN_T_REPLY,
 	DGEN_T_DEDUP,
 	DGEN_T_PATCH,
+	DGEN_T_HISTORY,
 	DGEN_T_TOMBSTONE,
 	DGEN_T_TIMER,
 	DGEN_T_POSTPONED,
@@ -781,6 +785,22 @@ extern void dgen_ring_locked_at_end(DgenModule *module, int64 hash);
 extern void dgen_due_at_commit(TimestampTz due);
 
 /* ---------------------------------------------------------------- server.c */
+
+/* what makes a new version of a state, for the history of its module */
+typedef struct DgenCause
+{
+	const char *kind;
+	int64		message_id;		/* or 0 */
+	const char *sender;			/* or NULL, as the next two */
+	const char *sender_role;
+	Jsonb	   *context;
+	int64		from_version;	/* of a rollback, or 0 */
+	const char *vsn;			/* of the state before, or NULL */
+	bool		fresh;			/* of a new incarnation: no patch leads back */
+	int64		keep_versions;	/* what the module keeps; 0, or */
+	int64		keep_usecs;		/* 0 */
+} DgenCause;
+
 typedef struct DgenServer
 {
 	char	   *address;
@@ -803,6 +823,7 @@ typedef struct DgenServer
 	char	   *vsn;
 	Jsonb	   *state;			/* NULL: SQL null */
 	Jsonb	   *stored;			/* the state as the row and its patches have it */
+	Jsonb	   *counted;		/* the state as of version */
 	bool		has_base;		/* the row's state column is a TOAST pointer, */
 	char		base[TOAST_POINTER_SIZE];	/* this one */
 	int64		base_version;	/* of which version the column is */
@@ -820,6 +841,10 @@ typedef struct DgenServer
 	int64		lock_token;
 	TimestampTz locked_until;
 	char	   *state_name;		/* or NULL */
+	int64		history_version;	/* the last one in dgen.history; 0: there are none */
+	int64		history_from;	/* earlier rows there do not count */
+	int64		history_bytes;	/* of patches since a state was last kept whole */
+	DgenCause  *cause;			/* of the change that is to be written; NULL: no history */
 	Jsonb	   *attributes;		/* in their table, if they are known; NULL: no row */
 	ItemPointerData attributes_tid;
 	bool		attributes_known;
@@ -849,6 +874,12 @@ extern DgenServer *dgen_server_read(DgenTable *table, const char *address, int64
 extern int64 dgen_server_lock_id(DgenTable *table, const char *address);	/* without the lease */
 /* writes what is dirty; own lease held; updates tid, xmin, version */
 extern void dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck);
+/* makes a version of what has changed; dgen_server_write() does it, too */
+extern void dgen_server_count(DgenServer *server);
+/* all of a row but the state; false if there is none */
+extern bool dgen_server_peek(DgenTable *table, const char *address, Snapshot snapshot, DgenServer *out);
+/* moves into a context what an activation has made of a server, whose state was before */
+extern void dgen_server_keep(DgenServer *server, Jsonb *before, MemoryContext mcxt);
 /* raises 40001 where a repeatable snapshot is older than what was just read */
 extern void dgen_server_check_snapshot(DgenServer *server);
 /* before a change that the end of a subtransaction must be able to undo */
@@ -987,6 +1018,7 @@ typedef struct DgenActivation
 	const char *message_vsn;
 	struct DgenCall *call;
 	int64		request_id;
+	int64		message_id;		/* or 0 */
 	/* results */
 	DgenOutcome outcome;
 	bool		replied;
@@ -1060,6 +1092,8 @@ extern bool dgen_migration_due(const DgenModule *module, const DgenServer *serve
 extern bool dgen_migration_pending(const DgenModule *module, const DgenServer *server);
 extern void dgen_migration_module(DgenActivation *act); /* may replace act->module */
 extern void dgen_migrate_server(DgenActivation *act);
+/* the same with another state for the server, one of this vsn; gives what to set */
+extern Jsonb *dgen_migrate_state(DgenActivation *act, Jsonb *state, char *vsn);
 extern Jsonb *dgen_migrated_state(DgenModule *module, DgenServer *server);
 extern Size dgen_migration_size(void);
 extern void dgen_migration_init(void *place, bool found);
@@ -1077,6 +1111,47 @@ extern void dgen_trace_activation(DgenTrace *traces, DgenActivation *act,
 								  TimestampTz began, int64 version);
 extern void dgen_trace_erase(const DgenAddress *address);
 extern bool dgen_trace_remove(DgenTable *table, HeapTuple tuple);
+
+/* --------------------------------------------------------------- history.c
+ *
+ * The versions of a state, for modules with option history.  Servers are
+ * under their leases in all that changes them.
+ */
+extern bool dgen_history_parse(const char *text, int64 *versions, int64 *usecs);
+/* who is about to change the server's state; heeded by dgen_server_count() */
+extern void dgen_history_note(DgenActivation *act, const char *kind);
+/* counts a version that is pending, so that what comes next makes its own */
+extern void dgen_history_settle(DgenActivation *act);
+/* an activation that began under this version has succeeded */
+extern void dgen_history_succeeded(DgenActivation *act, int64 version);
+/* writes a version that has just been counted */
+extern void dgen_history_write(DgenServer *server, TimestampTz at);
+extern void dgen_history_erase(DgenServer *server);
+
+/*
+ * The nth newest good version that is kept, from 1; 0: there is none.  One
+ * that a rollback has made stands for the one that it went back to: the next
+ * is older than that.
+ */
+extern int64 dgen_history_good(DgenModule *module, DgenServer *server, int nth);
+
+/*
+ * Give a server the state of an older version: act has module, server,
+ * identity, kind, and who does it.  Checked like any new state;
+ * dgen_server_write() is the caller's.  22023 if that version is not kept, or
+ * has no state.
+ */
+extern void dgen_history_rollback(DgenActivation *act, int64 version);
+
+/* how far a round through all servers with a history is */
+typedef struct DgenHistoryCursor
+{
+	char		server[DGEN_MAX_ADDRESS + 1];	/* the last one; "": a new round */
+	int64		version;		/* it has more, from this one on; 0: it is done */
+} DgenHistoryCursor;
+
+/* the keeper's, in a transaction: deletes a part of what is too old */
+extern void dgen_history_sweep(DgenHistoryCursor *cursor, Snapshot snapshot);
 
 /* ------------------------------------------------------------ attributes.c
  *
@@ -1261,6 +1336,11 @@ extern void dgen_admin_check(void); /* may this transaction change servers? */
 extern DgenServer *dgen_admin_open(DgenModule *module, const DgenAddress *address, DgenTable **table);
 extern void dgen_admin_close(DgenTable *table, DgenServer *server);	/* writes it */
 extern void dgen_admin_not_failing(DgenServer *server);
+/* an activation that is the caller's own doing: fills in who that is */
+extern void dgen_admin_act(DgenActivation *act, DgenModule *module, const DgenAddress *address,
+						   DgenServer *server, const char *kind);
+pg_noreturn extern void dgen_admin_no_server(DgenModule *module, const DgenServer *server);	/* OT003 */
+extern void dgen_admin_check_version(DgenServer *server, int64 expected);	/* OT018 */
 /* the state that the statement's snapshot sees; OT003.  Rights are the caller's to check. */
 extern Jsonb *dgen_read_state(const DgenAddress *address, DgenServer *out);
 extern void dgen_admin_xact_callback(XactEvent event);

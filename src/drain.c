@@ -67,6 +67,7 @@ fill_activation(DgenActivation *act, DgenModule *module, DgenMessage *msg)
 	act->sender_role = msg->sender_role;
 	act->message_vsn = msg->vsn;
 	act->request_id = msg->kind == 'r' ? msg->id : 0;
+	act->message_id = msg->id;
 }
 
 /* Give a request its reply, or its place; complain of a message that will not be handled. */

@@ -15,6 +15,7 @@
  *				servers whose failed message is to be tried again, and deletes
  *				what has expired.
  *	  letters	Deletes dead letters older than their module keeps them.
+ *	  history	Deletes versions of states beyond what their module keeps.
  *	  ids		Reserves message ids ahead of need.
  *
  * The feed.  Below "frontier" every committed message has been queued once.
@@ -63,6 +64,7 @@
 #define SWEEP_MS (60 * 1000)	/* due times from the start */
 #define ROTATE_MS (10 * 1000)
 #define LETTERS_MS (60 * 1000)
+#define HISTORY_MS (10 * 1000)
 #define HEALTHY_MS (60 * 1000)	/* a life so long forgives earlier failures */
 #define MAX_BACKOFF_MS (60 * 1000)
 #define MAX_ERRORS 5			/* passes in a row */
@@ -145,6 +147,10 @@ static TimestampTz rotate_at = 0;
 static DueState due_states[NKINDS];
 static TimestampTz letter_cursor = DT_NOBEGIN;
 static TimestampTz letters_at = 0;
+static DgenHistoryCursor history_cursor;
+static TimestampTz history_at = 0;	/* not before, unless a module was altered */
+static TimestampTz history_rest = 0;	/* not even then */
+static uint64 history_modules = 0;	/* dgen_module_version() of the last round */
 
 static TimestampTz pass_time;	/* when this pass began */
 static TimestampTz next_look = 0;	/* when the next one must */
@@ -601,6 +607,45 @@ expire_letters(void)
 	letters_at = more ? pass_time : pace(start, LETTERS_MS);
 }
 
+/* ---------------------------------------------------------------- history */
+
+/*
+ * A part of a round through all servers that have a history.  Those that
+ * change delete their own oldest versions; this is for the others.
+ */
+static void
+expire_history(void)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	bool		more = true;
+
+	if (pass_time < history_rest ||
+		(pass_time < history_at && history_modules == dgen_module_version()))
+		return;
+	history_modules = dgen_module_version();
+	for (int i = 0; more && i < MAX_CHUNKS; i++)
+	{
+		MemoryContext old;
+		Snapshot	snapshot = begin();
+
+		old = MemoryContextSwitchTo(row_context);
+		dgen_history_sweep(&history_cursor, snapshot);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(row_context);
+		commit();
+		more = history_cursor.server[0] != '\0';
+	}
+	/* one with very much of it: the others have their turn, then we go on */
+	if (history_cursor.version > 0)
+	{
+		history_rest = history_at = pass_time;
+		look_at(pass_time);
+		return;
+	}
+	history_rest = pace(start, 0);
+	history_at = pace(start, HISTORY_MS);
+}
+
 /* ------------------------------------------------------------------ passes */
 
 /*
@@ -695,6 +740,7 @@ keeper_pass(void)
 		rotate();
 		handle_due(announced);
 		expire_letters();
+		expire_history();
 	}
 	pgstat_report_activity(STATE_IDLE, NULL);
 }

@@ -202,10 +202,33 @@ dgen_migrate_server(DgenActivation *act)
 	{
 		dgen_activation_set_state(act, run_code_change(module, server, act->identity,
 													   act->context, false));
+		if (server->cause != NULL)
+			server->cause->kind = "code_change";
 		server->dirty = true;
 	}
 	/* the server may outlive the module that we have */
 	server->vsn = MemoryContextStrdup(GetMemoryChunkContext(server), module->vsn);
+}
+
+/*
+ * A server is to have an older state, made by code of this vsn: what the
+ * present code makes of it.
+ */
+Jsonb *
+dgen_migrate_state(DgenActivation *act, Jsonb *state, char *vsn)
+{
+	DgenServer	old = *act->server;
+
+	old.state = state;
+	old.vsn = vsn;
+	if (!dgen_migration_due(act->module, &old))
+		return state;
+	if (has_code_change(act->module))
+		state = run_code_change(act->module, &old, act->identity, act->context, false);
+	/* its own state may not have been migrated either */
+	act->server->vsn = MemoryContextStrdup(GetMemoryChunkContext(act->server), act->module->vsn);
+	act->server->dirty = true;
+	return state;
 }
 
 /*
@@ -420,16 +443,14 @@ migrate_leased(Migration *m, DgenAddress *address, Outcome *outcome)
 {
 	DgenTable  *table = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
 	DgenServer *server = dgen_server_read(table, address->text, address->hash, NULL);
-	DgenActivation act = {0};
+	DgenActivation act;
 	bool		due = dgen_migration_due(m->module, server);
 
 	outcome->old_vsn = server->vsn;
 	if (due)
 	{
 		dgen_server_check_snapshot(server);
-		act.module = m->module;
-		act.server = server;
-		act.identity = DGEN_AS_OWNER;
+		dgen_admin_act(&act, m->module, address, server, "code_change");
 		/* a procedure that has committed has none; and the state's TOAST wants one */
 		PushActiveSnapshot(GetTransactionSnapshot());
 		dgen_migrate_server(&act);

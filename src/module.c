@@ -109,6 +109,7 @@ const DgenOption dgen_module_options[DGEN_NOPTIONS] = {
 	{"reply_ttl", DGEN_OPTION_USEC, FIELD(reply_ttl), 3600e6, 1e3, MAX_TIME},
 	{"dedup_ttl", DGEN_OPTION_USEC, FIELD(dedup_ttl), 3600e6, 1e3, MAX_TIME},
 	{"dead_letter_ttl", DGEN_OPTION_USEC, FIELD(dead_letter_ttl), 30 * DAY, 1e3, MAX_TIME},
+	{"history", DGEN_OPTION_HISTORY, FIELD(history)},
 	{"search_path", DGEN_OPTION_SEARCH_PATH, FIELD(search_path)},
 	{"timezone", DGEN_OPTION_TIMEZONE, FIELD(timezone)},
 	{"operators", DGEN_OPTION_ROLE, FIELD(operators)},
@@ -494,6 +495,12 @@ load_option(DgenModule *module, const DgenOption *option, const DgenModuleRow *r
 		case DGEN_OPTION_USEC:
 			(void) dgen_interval_usecs(DatumGetIntervalP(value), &usecs);
 			*(int64 *) field = usecs;
+			break;
+		case DGEN_OPTION_HISTORY:
+			*(char **) field = row_text(row, column);
+			if (!row->nulls[column])
+				(void) dgen_history_parse(module->history, &module->history_versions,
+										  &module->history_usecs);
 			break;
 		case DGEN_OPTION_SEARCH_PATH:
 		case DGEN_OPTION_TIMEZONE:

@@ -31,6 +31,7 @@ typedef enum DgenOptionType
 	DGEN_OPTION_SEARCH_PATH,	/* text from here on; char * field */
 	DGEN_OPTION_TIMEZONE,
 	DGEN_OPTION_ROLE,
+	DGEN_OPTION_HISTORY,
 	DGEN_OPTION_TEXT
 } DgenOptionType;
 
@@ -47,7 +48,7 @@ typedef struct DgenOption
 	const char *words[DGEN_MAX_WORDS];
 } DgenOption;
 
-#define DGEN_NOPTIONS 33
+#define DGEN_NOPTIONS 34
 extern const DgenOption dgen_module_options[DGEN_NOPTIONS];
 
 /* columns of dgen.module, as sql/tables.sql has them, from 0 */

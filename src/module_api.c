@@ -197,6 +197,21 @@ initial_search_path(const char *schema_name)
 	return psprintf("%s, public, pg_temp", quote_identifier(schema_name));
 }
 
+/* How much history to keep; false: none. */
+static bool
+checked_history(const DgenOption *option, const char *value)
+{
+	int64		versions;
+	int64		usecs;
+
+	if (value[0] == '\0' || strcmp(value, "off") == 0)
+		return false;
+	if (!dgen_history_parse(value, &versions, &usecs))
+		bad_option(option, value,
+				   "Allowed are a number of versions, for example '100', an interval, for example '7 days', and 'off'.");
+	return true;
+}
+
 /* A text option; an empty one means none. */
 static Datum
 text_option(const DgenOption *option, char *value, bool *isnull)
@@ -209,6 +224,8 @@ text_option(const DgenOption *option, char *value, bool *isnull)
 		check_word(option, value);
 	else if (option->type == DGEN_OPTION_SEARCH_PATH)
 		value = checked_search_path(option, value);
+	else if (option->type == DGEN_OPTION_HISTORY)
+		*isnull = !checked_history(option, value);
 	else if (value[0] == '\0')
 		*isnull = true;
 	else if (option->type == DGEN_OPTION_ROLE && !OidIsValid(get_role_oid(value, true)))
@@ -377,6 +394,12 @@ check_found(DgenModule *module)
 				 errmsg("backoff_max of module \"%s\" is less than backoff_initial", module->name),
 				 errdetail("They are %g s and %g s.", module->backoff_max, module->backoff_initial),
 				 errhint("Set both.")));
+	if (module->ephemeral && module->history != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("module \"%s\" is ephemeral and cannot keep a history", module->name),
+				 errdetail("Servers of an ephemeral module keep no state."),
+				 errhint("Pass history => 'off', or ephemeral => false.")));
 	if (module->owner_fault != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -681,6 +704,7 @@ static const struct
 	{DGEN_T_REPLY, 1, 2, NULL},
 	{DGEN_T_DEDUP, 0, 1, NULL},
 	{DGEN_T_PATCH, 0, 1, NULL},
+	{DGEN_T_HISTORY, 0, 1, NULL},
 	{DGEN_T_TOMBSTONE, 0, 1, NULL},
 	{DGEN_T_MONITOR, DGEN_I_MONITOR_WATCHER, 3, NULL},
 	{DGEN_T_NAME, DGEN_I_NAME_SERVER, 2, "names"},

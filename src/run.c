@@ -168,6 +168,7 @@ fill_activation(Batch *b, BatchItem *item, DgenActivation *act)
 		act->sender_role = item->msg->sender_role;
 		act->message_vsn = item->msg->vsn;
 		act->request_id = item->msg->kind == 'r' ? item->msg->id : 0;
+		act->message_id = item->msg->id;
 		act->call = item->kept;
 	}
 	else
@@ -329,26 +330,6 @@ raise_directive(Batch *b, DgenActivation *act)
 			 errmsg("message asked to be tried later")));
 }
 
-/* A state lives on from one activation to the next: out of the item's memory. */
-static void
-keep_server(Batch *b, DgenServer *server, Jsonb *before)
-{
-	MemoryContext old = MemoryContextSwitchTo(b->mcxt);
-
-	if (server->state != NULL && server->state != before)
-	{
-		Jsonb	   *copy = palloc(VARSIZE(server->state));
-
-		memcpy(copy, server->state, VARSIZE(server->state));
-		server->state = copy;
-	}
-	if (server->stop_reason != NULL)
-		server->stop_reason = pstrdup(server->stop_reason);
-	if (server->state_name != NULL)
-		server->state_name = pstrdup(server->state_name);
-	MemoryContextSwitchTo(old);
-}
-
 static void
 activate(Batch *b, BatchItem *item)
 {
@@ -386,7 +367,11 @@ activate(Batch *b, BatchItem *item)
 		server->crashes = 0;
 		server->dirty = true;
 	}
-	keep_server(b, server, before);
+	/* it lives on from one activation to the next: out of the item's memory */
+	dgen_server_keep(server, before, b->mcxt);
+	/* each activation makes a version of its own where that is to be told */
+	if (b->module->history != NULL)
+		dgen_server_count(server);
 }
 
 /* The stand-in for the stream's server is never written. */

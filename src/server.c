@@ -47,7 +47,8 @@ enum
 	COL_SUSPENDED_BY, COL_STOP_REASON, COL_VSN, COL_STATE, COL_BASE_VERSION,
 	COL_PATCH_BYTES, COL_MONITORED, COL_SUPERVISED, COL_POSTPONED, COL_CRASHES,
 	COL_CONTINUE_ID, COL_GOOD_VERSION, COL_TIMEOUT_AT, COL_TIMEOUT_ID, COL_TIMEOUT_DUE,
-	COL_LOCK_ID, COL_LOCK_TOKEN, COL_LOCKED_UNTIL, COL_STATE_NAME, NCOLS
+	COL_LOCK_ID, COL_LOCK_TOKEN, COL_LOCKED_UNTIL, COL_STATE_NAME,
+	COL_HISTORY_VERSION, COL_HISTORY_FROM, COL_HISTORY_BYTES, NCOLS
 };
 
 typedef struct CacheKey
@@ -157,12 +158,10 @@ int_col(Datum *values, bool *nulls, int col)
 	return nulls[col] ? 0 : DatumGetInt64(values[col]);
 }
 
+/* All but the state. */
 static void
-deform_server(HeapTuple tuple, TupleDesc desc, DgenServer *server, Snapshot snapshot)
+deform_server(HeapTuple tuple, TupleDesc desc, Datum *values, bool *nulls, DgenServer *server)
 {
-	Datum		values[DGEN_MAX_COLUMNS];
-	bool		nulls[DGEN_MAX_COLUMNS];
-
 	heap_deform_tuple(tuple, desc, values, nulls);
 	server->exists = true;
 	server->tid = tuple->t_self;
@@ -195,7 +194,9 @@ deform_server(HeapTuple tuple, TupleDesc desc, DgenServer *server, Snapshot snap
 	server->lock_token = int_col(values, nulls, COL_LOCK_TOKEN);
 	server->locked_until = time_col(values, nulls, COL_LOCKED_UNTIL);
 	server->state_name = text_col(values, nulls, COL_STATE_NAME);
-	dgen_state_load(server, values[COL_STATE], nulls[COL_STATE], snapshot);
+	server->history_version = int_col(values, nulls, COL_HISTORY_VERSION);
+	server->history_from = int_col(values, nulls, COL_HISTORY_FROM);
+	server->history_bytes = int_col(values, nulls, COL_HISTORY_BYTES);
 }
 
 /* Is what the cache has the row that the snapshot sees? */
@@ -237,6 +238,40 @@ cache_is_current(DgenTable *table, DgenServer *cached, Snapshot snapshot)
 	return current;
 }
 
+/* The row by its key; false: there is none. */
+static bool
+read_row(DgenTable *table, Snapshot snapshot, bool with_state, DgenServer *server)
+{
+	Datum		values[DGEN_MAX_COLUMNS];
+	bool		nulls[DGEN_MAX_COLUMNS];
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+
+	dgen_key_text(&key, 1, server->address);
+	scan = dgen_scan_begin(table, DGEN_I_PKEY, snapshot, 1, &key);
+	tuple = dgen_scan_next(scan);
+	if (tuple != NULL)
+	{
+		deform_server(tuple, RelationGetDescr(table->rel), values, nulls, server);
+		if (with_state)
+			dgen_state_load(server, values[COL_STATE], nulls[COL_STATE], snapshot);
+	}
+	dgen_scan_end(scan);
+	return tuple != NULL;
+}
+
+/*
+ * Read the row of a server without its state, which may be large.
+ */
+bool
+dgen_server_peek(DgenTable *table, const char *address, Snapshot snapshot, DgenServer *out)
+{
+	memset(out, 0, sizeof(DgenServer));
+	out->address = pstrdup(address);
+	return read_row(table, snapshot, false, out);
+}
+
 /*
  * Read the row of a server whose lease is held.  See dgen.h.
  */
@@ -245,9 +280,6 @@ dgen_server_read(DgenTable *table, const char *address, int64 hash, Snapshot sna
 {
 	DgenServer *cached = dgen_is_worker() ? dgen_cache_find(address) : NULL;
 	DgenServer *server = palloc0(sizeof(DgenServer));
-	ScanKeyData key;
-	DgenScan   *scan;
-	HeapTuple	tuple;
 
 	if (cached != NULL && cache_is_current(table, cached, snapshot ? snapshot : SnapshotSelf))
 	{
@@ -256,12 +288,7 @@ dgen_server_read(DgenTable *table, const char *address, int64 hash, Snapshot sna
 	}
 	server->address = pstrdup(address);
 	server->hash = hash;
-	dgen_key_text(&key, 1, address);
-	scan = dgen_scan_begin(table, DGEN_I_PKEY, snapshot, 1, &key);
-	tuple = dgen_scan_next(scan);
-	if (tuple != NULL)
-		deform_server(tuple, RelationGetDescr(table->rel), server, snapshot);
-	dgen_scan_end(scan);
+	(void) read_row(table, snapshot, true, server);
 	return server;
 }
 
@@ -343,6 +370,9 @@ form_server(DgenServer *server, Datum *values, bool *nulls)
 	values[COL_LOCK_TOKEN] = int_value(server->lock_token, &nulls[COL_LOCK_TOKEN]);
 	values[COL_LOCKED_UNTIL] = time_value(server->locked_until, &nulls[COL_LOCKED_UNTIL]);
 	values[COL_STATE_NAME] = text_value(server->state_name, &nulls[COL_STATE_NAME]);
+	values[COL_HISTORY_VERSION] = int_value(server->history_version, &nulls[COL_HISTORY_VERSION]);
+	values[COL_HISTORY_FROM] = int_value(server->history_from, &nulls[COL_HISTORY_FROM]);
+	values[COL_HISTORY_BYTES] = int_value(server->history_bytes, &nulls[COL_HISTORY_BYTES]);
 }
 
 static void
@@ -364,6 +394,47 @@ check_result(TM_Result result, DgenServer *server)
 }
 
 /*
+ * A state that has changed is a version from now on, though the row may be
+ * written later.  So is that there is none any more, where the old one is part
+ * of a history.
+ */
+void
+dgen_server_count(DgenServer *server)
+{
+	bool		dropped = server->state == NULL && server->counted != NULL &&
+		server->history_version != 0 && server->history_version == server->version;
+
+	if ((server->state_changed || dropped) && !server->erased)
+	{
+		/* a history is in order of time, whatever the clock does */
+		TimestampTz at = Max(GetCurrentTimestamp(), server->updated_at);
+
+		server->version++;
+		dgen_notify_at_commit(DGEN_WAIT_STATE, server->hash);
+		if (server->cause != NULL || server->history_version != 0)
+			dgen_history_write(server, at);
+		server->updated_at = at;
+		server->counted = server->state;
+		server->state_changed = false;
+	}
+	server->cause = NULL;
+}
+
+/* Delete the row of a server, and all that is stored beside it. */
+static void
+erase_row(DgenTable *table, DgenServer *server)
+{
+	bool		isnull;
+
+	(void) dgen_state_store(server, &isnull);
+	dgen_history_erase(server);
+	if (server->exists)
+		check_result(dgen_table_delete(table, &server->tid), server);
+	server->exists = false;
+	CommandCounterIncrement();
+}
+
+/*
  * Write a server that is dirty: one version of its row, found by TID.
  * crosscheck, if given, is the transaction's snapshot, which must see the row
  * that is replaced.
@@ -378,25 +449,14 @@ dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck)
 		return;
 	server->dirty = false;
 	dgen_tombstone_write(server);
+	dgen_server_count(server);
 	if (server->erased)
 	{
-		bool		isnull;
-
-		(void) dgen_state_store(server, &isnull);
-		if (server->exists)
-			check_result(dgen_table_delete(table, &server->tid), server);
-		server->exists = false;
-		CommandCounterIncrement();
+		erase_row(table, server);
 		return;
 	}
 
-	if (server->state_changed)
-	{
-		server->version++;
-		dgen_notify_at_commit(DGEN_WAIT_STATE, server->hash);
-	}
-	server->state_changed = false;
-	server->updated_at = GetCurrentTimestamp();
+	server->updated_at = Max(GetCurrentTimestamp(), server->updated_at);
 	form_server(server, values, nulls);
 	if (server->exists)
 	{
@@ -414,6 +474,32 @@ dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck)
 	server->xmin = GetCurrentTransactionId();
 	CommandCounterIncrement();
 	dgen_state_stored(table, server);
+}
+
+/*
+ * Let what an activation has made of a server outlive the activation's memory.
+ */
+void
+dgen_server_keep(DgenServer *server, Jsonb *before, MemoryContext mcxt)
+{
+	MemoryContext old = MemoryContextSwitchTo(mcxt);
+
+	if (server->state != NULL && server->state != before)
+	{
+		Jsonb	   *copy = palloc(VARSIZE(server->state));
+
+		memcpy(copy, server->state, VARSIZE(server->state));
+		if (server->stored == server->state)
+			server->stored = copy;
+		if (server->counted == server->state)
+			server->counted = copy;
+		server->state = copy;
+	}
+	if (server->stop_reason != NULL)
+		server->stop_reason = pstrdup(server->stop_reason);
+	if (server->state_name != NULL)
+		server->state_name = pstrdup(server->state_name);
+	MemoryContextSwitchTo(old);
 }
 
 /* ---------------------------------------------------------------- undo */
@@ -599,13 +685,14 @@ dgen_cache_store(DgenServer *server)
 			copy.state = palloc(VARSIZE(server->state));
 			memcpy(copy.state, server->state, VARSIZE(server->state));
 		}
-		copy.stored = copy.state;
+		copy.stored = copy.counted = copy.state;
 		if (server->attributes != NULL)
 		{
 			copy.attributes = palloc(VARSIZE(server->attributes));
 			memcpy(copy.attributes, server->attributes, VARSIZE(server->attributes));
 		}
 		copy.dirty = copy.state_changed = copy.read = copy.recent = copy.ahead = false;
+		copy.cause = NULL;
 		if (entry != NULL)
 		{
 			cache_used -= entry->size;

@@ -134,7 +134,7 @@ dgen_state_load(DgenServer *server, Datum column, bool isnull, Snapshot snapshot
 		server->state = dgen_state_merge(server->address, (Jsonb *) PG_DETOAST_DATUM_COPY(column),
 										 server->base_version, server->version, snapshot);
 	}
-	server->stored = server->state;
+	server->stored = server->counted = server->state;
 }
 
 /* ---------------------------------------------------------------- writing */

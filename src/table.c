@@ -44,7 +44,7 @@
 
 static const char *const table_names[DGEN_NTABLES] = {
 	"installation", "adoption", "module", "server", "message", "delayed",
-	"attempt", "letter", "reply", "dedup", "patch", "tombstone", "timer",
+	"attempt", "letter", "reply", "dedup", "patch", "history", "tombstone", "timer",
 	"postponed", "monitor", "name", "member",
 	"trace", "trace_entry", "supervisor", "child"
 };
@@ -65,6 +65,7 @@ static const AttrNumber index_specs[DGEN_NTABLES][MAX_SPECS][3] = {
 	[DGEN_T_REPLY] = {{1}, {2, 6}, {4}},
 	[DGEN_T_DEDUP] = {{1, 2}, {4}},
 	[DGEN_T_PATCH] = {{1, 2}},
+	[DGEN_T_HISTORY] = {{1, 2}},
 	[DGEN_T_TOMBSTONE] = {{1}, {2}},
 	[DGEN_T_TIMER] = {{1, 2}, {3}},
 	[DGEN_T_POSTPONED] = {{1}, {9, 1}},
@@ -81,8 +82,8 @@ static const AttrNumber index_specs[DGEN_NTABLES][MAX_SPECS][3] = {
 static const int column_counts[DGEN_NTABLES] = {
 	[DGEN_T_INSTALLATION] = 3,
 	[DGEN_T_ADOPTION] = 3,
-	[DGEN_T_MODULE] = 42,
-	[DGEN_T_SERVER] = 28,
+	[DGEN_T_MODULE] = 43,
+	[DGEN_T_SERVER] = 31,
 	[DGEN_T_MESSAGE] = 18,
 	[DGEN_T_DELAYED] = 19,
 	[DGEN_T_ATTEMPT] = 8,
@@ -90,6 +91,7 @@ static const int column_counts[DGEN_NTABLES] = {
 	[DGEN_T_REPLY] = 9,
 	[DGEN_T_DEDUP] = 4,
 	[DGEN_T_PATCH] = 3,
+	[DGEN_T_HISTORY] = 15,
 	[DGEN_T_TOMBSTONE] = 2,
 	[DGEN_T_TIMER] = 11,
 	[DGEN_T_POSTPONED] = 18,

@@ -197,7 +197,7 @@ def test_functions(catalog):
         if args.replace('"', "") != plain_signature(arguments).replace('"', ""):
             wrong.append("%s(%s) is shown as (%s)" % (name, plain_signature(arguments), args))
         if result == "SETOF record":
-            out = re.findall(r"OUT (\w+ \w+)", arguments)
+            out = re.findall(r"OUT (\w+ [\w ]+)", arguments)
             result = "TABLE(%s)" % ", ".join(out)
         if returns != result:
             wrong.append("%s returns %s, not %s" % (name, result, returns))
