@@ -57,6 +57,7 @@ CREATE TABLE dgen.module (
 	dedup_ttl interval NOT NULL,
 	dead_letter_ttl interval NOT NULL,
 	history text COLLATE "C",					-- a count, or an interval; null: none
+	expire_after interval NOT NULL,				-- 0: never
 	search_path text COLLATE "C" NOT NULL,
 	timezone text COLLATE "C",					-- null: as the database
 	operators text COLLATE "C",					-- roles, by name; null: members of the owner only
@@ -109,6 +110,7 @@ CREATE TABLE dgen.server (
 	history_version bigint,				-- the last one that dgen.history has; null: it has none
 	history_from bigint,				-- rows of earlier ones do not count
 	history_bytes bigint,				-- since a state was last kept whole
+	used_at timestamptz,				-- of a module with expire_after: last used then, or a little later
 	PRIMARY KEY (server)
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05,
 	autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,

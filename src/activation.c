@@ -262,10 +262,12 @@ begin_for_message(DgenActivation *act)
 
 /* ---------------------------------------------------------------- the end */
 
-/* The one place where an incarnation ends: its state is kept or not as the module has it. */
+/* The one place where an incarnation ends; forget: its state and row go. */
 static void
-end_incarnation(DgenModule *module, DgenServer *server, const char *reason)
+end_incarnation(DgenModule *module, DgenServer *server, const char *reason, bool forget)
 {
+	/* its supervisor wants it */
+	forget = forget && !server->keep_state;
 	dgen_lock_break(server, "The server was stopped.");
 	/* the next incarnation, or nobody, is to handle them; their callers are told */
 	dgen_postponed_replay(module, server);
@@ -275,14 +277,14 @@ end_incarnation(DgenModule *module, DgenServer *server, const char *reason)
 	server->dirty = true;
 	dgen_timeout_stop(server);
 	if (!module->ephemeral)
-		dgen_timer_stop(server, module->delete_on_stop && !server->keep_state);
-	if ((module->delete_on_stop || module->ephemeral) && !server->keep_state)
+		dgen_timer_stop(server, forget);
+	if (forget || (module->ephemeral && !server->keep_state))
 	{
 		server->state = NULL;
 		dgen_attributes_update(module, server, DGEN_AS_OWNER);
 	}
-	if (module->delete_on_stop && !server->suspended && !server->failing)
-		server->erased = !server->keep_state;
+	if (forget && !server->suspended && !server->failing)
+		server->erased = true;
 	(void) dgen_ties_end(server, reason, false);
 	if (server->supervised)
 		dgen_supervisor_ended(module, server, reason);
@@ -346,14 +348,22 @@ void
 dgen_activation_stop(DgenModule *module, DgenServer *server, const char *reason)
 {
 	run_terminate(module, server, reason);
-	end_incarnation(module, server, reason);
+	end_incarnation(module, server, reason, module->delete_on_stop);
+}
+
+/* A server was idle for as long as its module allows: nothing of it stays. */
+void
+dgen_activation_expire(DgenModule *module, DgenServer *server)
+{
+	run_terminate(module, server, "expired");
+	end_incarnation(module, server, "expired", true);
 }
 
 /* End an incarnation as exit(Pid, kill) does: no code of the module runs. */
 void
 dgen_activation_kill(DgenModule *module, DgenServer *server, const char *reason)
 {
-	end_incarnation(module, server, reason);
+	end_incarnation(module, server, reason, module->delete_on_stop);
 }
 
 /* ---------------------------------------------------------------- running */

@@ -399,7 +399,7 @@ erase_server(DgenServer *server)
 	dgen_history_erase(server);
 	server->incarnation = server->version = server->good_version = 0;
 	server->started_at = server->suspended_at = server->tombstone_until = 0;
-	server->timeout_at = server->timeout_id = server->timeout_due = 0;
+	server->timeout_at = server->timeout_id = server->timeout_due = server->used_at = 0;
 	server->suspended_by = server->stop_reason = server->vsn = NULL;
 	server->state = NULL;
 	server->state_changed = false;

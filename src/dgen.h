@@ -256,6 +256,7 @@ typedef struct DgenModule
 	char	   *history;		/* as it was given, or NULL: none is kept; else one of: */
 	int64		history_versions;	/* how many, or 0 */
 	int64		history_usecs;	/* for how long, or 0 */
+	int64		expire_after;	/* 0: never */
 	char	   *search_path;
 	char	   *timezone;		/* NULL: the database's */
 	char	   *operators;		/* role names or NULL */
@@ -845,6 +846,7 @@ typedef struct DgenServer
 	int64		history_from;	/* earlier rows there do not count */
 	int64		history_bytes;	/* of patches since a state was last kept whole */
 	DgenCause  *cause;			/* of the change that is to be written; NULL: no history */
+	TimestampTz used_at;
 	Jsonb	   *attributes;		/* in their table, if they are known; NULL: no row */
 	ItemPointerData attributes_tid;
 	bool		attributes_known;
@@ -1041,7 +1043,9 @@ extern void dgen_activation_run(DgenActivation *act);
 extern void dgen_activation_start(DgenActivation *act, Jsonb *args);
 extern void dgen_activation_resume(DgenModule *module, DgenServer *server);
 extern void dgen_activation_stop(DgenModule *module, DgenServer *server, const char *reason);
-/* the same, but without terminate */
+/* the same, and nothing of it stays */
+extern void dgen_activation_expire(DgenModule *module, DgenServer *server);
+/* the same as stop, but without terminate */
 extern void dgen_activation_kill(DgenModule *module, DgenServer *server, const char *reason);
 extern void dgen_activation_set_state(DgenActivation *act, Jsonb *state);
 
@@ -1050,7 +1054,8 @@ extern void dgen_activation_set_state(DgenActivation *act, Jsonb *state);
  * Idle timeouts; the file tells how.  The lease is held.
  */
 #define DGEN_USES_TIMEOUT(act) \
-	((act)->timeout != NULL || (act)->server->timeout_at != 0)
+	((act)->timeout != NULL || (act)->server->timeout_at != 0 || \
+	 (act)->module->expire_after > 0)
 extern void dgen_timeout_settle(DgenActivation *act);	/* at the end of an activation */
 extern bool dgen_timeout_wake(DgenModule *module, DgenServer *server, DgenMessage *msg,
 							  bool call_waits);

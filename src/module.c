@@ -110,6 +110,7 @@ const DgenOption dgen_module_options[DGEN_NOPTIONS] = {
 	{"dedup_ttl", DGEN_OPTION_USEC, FIELD(dedup_ttl), 3600e6, 1e3, MAX_TIME},
 	{"dead_letter_ttl", DGEN_OPTION_USEC, FIELD(dead_letter_ttl), 30 * DAY, 1e3, MAX_TIME},
 	{"history", DGEN_OPTION_HISTORY, FIELD(history)},
+	{"expire_after", DGEN_OPTION_USEC, FIELD(expire_after), 0, 0, MAX_TIME},
 	{"search_path", DGEN_OPTION_SEARCH_PATH, FIELD(search_path)},
 	{"timezone", DGEN_OPTION_TIMEZONE, FIELD(timezone)},
 	{"operators", DGEN_OPTION_ROLE, FIELD(operators)},

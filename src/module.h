@@ -48,7 +48,7 @@ typedef struct DgenOption
 	const char *words[DGEN_MAX_WORDS];
 } DgenOption;
 
-#define DGEN_NOPTIONS 34
+#define DGEN_NOPTIONS 35
 extern const DgenOption dgen_module_options[DGEN_NOPTIONS];
 
 /* columns of dgen.module, as sql/tables.sql has them, from 0 */

@@ -144,7 +144,7 @@ interval_option(const DgenOption *option, FunctionCallInfo fcinfo, int argno)
 {
 	int64		usecs;
 
-	(void) dgen_arg_interval(fcinfo, argno, option->name, false, &usecs);
+	(void) dgen_arg_interval(fcinfo, argno, option->name, option->min == 0, &usecs);
 	if ((double) usecs < option->min || (double) usecs > option->max)
 		bad_option(option, interval_text((double) usecs),
 				   psprintf("Allowed are %s to %s.", interval_text(option->min),

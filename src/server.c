@@ -48,7 +48,7 @@ enum
 	COL_PATCH_BYTES, COL_MONITORED, COL_SUPERVISED, COL_POSTPONED, COL_CRASHES,
 	COL_CONTINUE_ID, COL_GOOD_VERSION, COL_TIMEOUT_AT, COL_TIMEOUT_ID, COL_TIMEOUT_DUE,
 	COL_LOCK_ID, COL_LOCK_TOKEN, COL_LOCKED_UNTIL, COL_STATE_NAME,
-	COL_HISTORY_VERSION, COL_HISTORY_FROM, COL_HISTORY_BYTES, NCOLS
+	COL_HISTORY_VERSION, COL_HISTORY_FROM, COL_HISTORY_BYTES, COL_USED_AT, NCOLS
 };
 
 typedef struct CacheKey
@@ -197,6 +197,7 @@ deform_server(HeapTuple tuple, TupleDesc desc, Datum *values, bool *nulls, DgenS
 	server->history_version = int_col(values, nulls, COL_HISTORY_VERSION);
 	server->history_from = int_col(values, nulls, COL_HISTORY_FROM);
 	server->history_bytes = int_col(values, nulls, COL_HISTORY_BYTES);
+	server->used_at = time_col(values, nulls, COL_USED_AT);
 }
 
 /* Is what the cache has the row that the snapshot sees? */
@@ -373,6 +374,7 @@ form_server(DgenServer *server, Datum *values, bool *nulls)
 	values[COL_HISTORY_VERSION] = int_value(server->history_version, &nulls[COL_HISTORY_VERSION]);
 	values[COL_HISTORY_FROM] = int_value(server->history_from, &nulls[COL_HISTORY_FROM]);
 	values[COL_HISTORY_BYTES] = int_value(server->history_bytes, &nulls[COL_HISTORY_BYTES]);
+	values[COL_USED_AT] = time_value(server->used_at, &nulls[COL_USED_AT]);
 }
 
 static void

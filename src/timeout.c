@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * timeout.c
- *	  Idle timeouts: directive timeout, as gen_server has it.
+ *	  Idle timeouts: directive timeout, as gen_server has it; and servers that
+ *	  expire when nobody has used them for long.
  *
  * A server's row says until when it is to be idle (timeout_at; -infinity:
  * until its mailbox is drained).  Any activation makes that lapse unless it
@@ -12,6 +13,9 @@
  * into a message behind all that waits, and whoever meets that message asks
  * the row: is this still the server's alarm, and has it been idle for so long?
  * If not, the alarm is set again for the time that now holds, or forgotten.
+ *
+ * Expiry is asked by the same alarm, from used_at, which is written at most
+ * four times in the span unless the row is written anyway.
  *
  * Runs in workers, and wherever else activations run.  The server's lease is
  * held; the row is changed in memory, and written by the caller.
@@ -100,6 +104,36 @@ wake_at(DgenModule *module, DgenServer *server, TimestampTz due, TimestampTz now
 	set_alarm(module, server, due, now);
 }
 
+/* ---------------------------------------------------------------- expiry */
+
+/* When the server goes if it is not used; a use may be noted so much too early. */
+static TimestampTz
+expires_at(DgenModule *module, DgenServer *server)
+{
+	return server->used_at + module->expire_after + module->expire_after / 4;
+}
+
+/*
+ * The server has handled something.  Its row says so if it is written anyway,
+ * or has not for a quarter of the time.
+ */
+static void
+note_use(DgenModule *module, DgenServer *server, TimestampTz now)
+{
+	if (!server->dirty && now - server->used_at < module->expire_after / 4)
+		return;
+	server->used_at = now;
+	server->dirty = true;
+	wake_at(module, server, expires_at(module, server), now);
+}
+
+/* Has the server something to do yet, that keeps it from going? */
+static bool
+is_engaged(DgenServer *server)
+{
+	return server->failing || server->suspended || server->postponed > 0 || server->lock_id != 0;
+}
+
 /* ---------------------------------------------------------------- setting */
 
 static char *
@@ -154,6 +188,8 @@ dgen_timeout_settle(DgenActivation *act)
 		server->timeout_at = 0;
 		server->dirty = true;
 	}
+	if (act->module->expire_after > 0)
+		note_use(act->module, server, now);
 	if (act->timeout == NULL)
 		return;
 	server->timeout_at = deadline(act->timeout, now);
@@ -187,6 +223,34 @@ others_wait(const DgenMessage *msg)
 }
 
 /*
+ * The server's alarm went off and there was no timeout to tell of: let the
+ * server expire, or set the alarm for what comes first.
+ */
+static void
+set_again(DgenModule *module, DgenServer *server, TimestampTz now, bool waits)
+{
+	TimestampTz expires = 0;
+
+	if (module->expire_after > 0 && server->used_at != 0)
+	{
+		expires = expires_at(module, server);
+		if (expires <= now && server->timeout_at == 0 && !waits && !is_engaged(server))
+		{
+			dgen_activation_expire(module, server);
+			dgen_batch_keep(server);
+			return;
+		}
+		/* look again later at one that is busy */
+		if (expires <= now)
+			expires = now + Max(module->expire_after / 4, USECS_PER_SEC);
+	}
+	if (server->timeout_at != 0 && (expires == 0 || server->timeout_at < expires))
+		expires = server->timeout_at;
+	if (expires != 0)
+		wake_at(module, server, expires, now);
+}
+
+/*
  * The server's alarm has come to its turn, and is out of the mailbox.  True:
  * the server has been idle, and handle_info is to be told.  call_waits: a
  * caller's request stands behind it.
@@ -195,6 +259,7 @@ bool
 dgen_timeout_wake(DgenModule *module, DgenServer *server, DgenMessage *msg, bool call_waits)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	bool		waits;
 
 	/* a dead letter that was requeued: its operator wants it handled */
 	if (msg->timer == 0)
@@ -202,16 +267,15 @@ dgen_timeout_wake(DgenModule *module, DgenServer *server, DgenMessage *msg, bool
 	if (server->timeout_id != msg->timer)
 		return false;
 	dgen_timeout_forget(server, false);
-	if (server->timeout_at == 0)
-		return false;
-	if (server->timeout_at > now ||
-		(server->timeout_at == WHEN_DRAINED && (call_waits || others_wait(msg))))
+	waits = call_waits || others_wait(msg);
+	if (server->timeout_at != 0 && server->timeout_at <= now &&
+		!(server->timeout_at == WHEN_DRAINED && waits))
 	{
-		wake_at(module, server, server->timeout_at, now);
-		return false;
+		server->timeout_at = 0;
+		return true;
 	}
-	server->timeout_at = 0;
-	return true;
+	set_again(module, server, now, waits);
+	return false;
 }
 
 /* The alarm is gone by other means; also: what it was set for. */

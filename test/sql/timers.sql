@@ -198,6 +198,36 @@ ROLLBACK;
 SELECT dgen.try('timers', 'handle_cast', '{"timeout": "5 s"}', '{}');
 
 --
+-- servers that nobody uses expire, with terminate, and begin anew
+--
+SET ROLE regress_dgen_timers;
+CREATE FUNCTION timers.terminate(reason text, state jsonb) RETURNS void LANGUAGE sql AS $$
+  INSERT INTO timers.log (server, kind, message) VALUES (dgen.self(), 'terminate', to_jsonb(reason)) $$;
+RESET ROLE;
+SELECT dgen.alter_module('timers', expire_after => '200 ms') IS NOT NULL;
+SELECT dgen.cast('timers/old', '1') > 0, dgen.start('timers/started');
+SELECT pg_temp.until($$NOT EXISTS (SELECT FROM dgen.server WHERE server IN ('timers/old', 'timers/started'))$$);
+SELECT pg_temp.handled() h ORDER BY h;
+SELECT dgen.alter_module('timers', expire_after => '1 hour') IS NOT NULL;
+SELECT dgen.cast('timers/old', '2') > 0;
+SELECT dgen.wait_idle('timers/old');
+SELECT incarnation, used_at IS NOT NULL FROM dgen.server WHERE server = 'timers/old';
+-- a use puts it off, also one that changes nothing; a timeout is a use
+SELECT dgen.cast('timers/used', '{"timeout": "1 ms"}') > 0;
+SELECT pg_temp.timed_out('used');
+SELECT pg_temp.timeout('used');
+UPDATE dgen.server SET used_at = used_at - interval '10 min' WHERE server = 'timers/used';
+SELECT dgen.call('timers/used', '1');
+SELECT used_at < clock_timestamp() - interval '9 min' AS kept FROM dgen.server WHERE server = 'timers/used';
+UPDATE dgen.server SET used_at = used_at - interval '10 min' WHERE server = 'timers/used';
+SELECT dgen.call('timers/used', '2');
+SELECT used_at < clock_timestamp() - interval '9 min' AS kept FROM dgen.server WHERE server = 'timers/used';
+SELECT dgen.alter_module('timers', expire_after => '0') IS NOT NULL;
+SELECT pg_temp.error($$SELECT dgen.alter_module('timers', expire_after => '-1 s')$$);
+SELECT pg_temp.handled() h ORDER BY h;
+DROP FUNCTION timers.terminate(text, jsonb);
+
+--
 -- errors
 --
 SELECT pg_temp.try($$SELECT dgen.timeout('1 s')$$);
