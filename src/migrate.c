@@ -21,7 +21,7 @@
  * transaction, up to as many as the lock table has room for.  More are
  * migrated while the module is suspended, each under its lease for as long as
  * it is at it: then no worker comes, and who changes such a server by hand
- * finds its row being modified (40001).
+ * waits at its row, and must try again if it was migrated (40001).
  *
  * Locks: with more servers than that dgen_module_lock(), so that nobody resumes
  * the module; leases, one after the other in order of addresses; what is in

@@ -435,8 +435,9 @@ dgen_table_insert_many(DgenTable *table, int n, HeapTuple *tuples)
 
 /*
  * Replace the row at tid.  Waits for a transaction in the way: heap_update()
- * has no other way, and asserts so.  That is dgen.drop_module()'s, or somebody's
- * by hand, since all others hold leases.  Anything but TM_Ok leaves the row as
+ * has no other way, and asserts so.  That is dgen.drop_module()'s,
+ * dgen.migrate()'s of many servers, or somebody's by hand, since all others
+ * hold leases.  Anything but TM_Ok leaves the row as
  * it was, and is the caller's to handle.
  */
 TM_Result
