@@ -242,3 +242,33 @@ CREATE FUNCTION dgen.postpone()
 	AS 'MODULE_PATHNAME', 'dgen_postpone_directive';
 COMMENT ON FUNCTION dgen.postpone() IS
 	'directive: keep the message, and handle it again after the next change of the server''s state, before newer ones';
+
+CREATE FUNCTION dgen.state_name()
+	RETURNS text LANGUAGE C STABLE
+	AS 'MODULE_PATHNAME', 'dgen_state_name';
+COMMENT ON FUNCTION dgen.state_name() IS
+	'in a callback of a state machine: the state that it is in';
+
+CREATE FUNCTION dgen.next_event(event jsonb)
+	RETURNS void LANGUAGE C
+	AS 'MODULE_PATHNAME', 'dgen_next_event';
+COMMENT ON FUNCTION dgen.next_event(event jsonb) IS
+	'directive of state machines: handle this event, of kind internal, next, in the same activation';
+
+CREATE FUNCTION dgen.state_timeout(after interval, event jsonb DEFAULT NULL)
+	RETURNS void LANGUAGE C
+	AS 'MODULE_PATHNAME', 'dgen_state_timeout';
+COMMENT ON FUNCTION dgen.state_timeout(after interval, event jsonb) IS
+	'directive of state machines: have this event, of kind state_timeout, unless the state changes before; null cancels it';
+
+CREATE FUNCTION dgen.event_timeout(after interval, event jsonb DEFAULT NULL)
+	RETURNS void LANGUAGE C
+	AS 'MODULE_PATHNAME', 'dgen_event_timeout';
+COMMENT ON FUNCTION dgen.event_timeout(after interval, event jsonb) IS
+	'directive of state machines: have this event, of kind timeout, unless another one comes before; null cancels it';
+
+CREATE FUNCTION dgen.generic_timeout(name text, after interval, event jsonb DEFAULT NULL)
+	RETURNS void LANGUAGE C
+	AS 'MODULE_PATHNAME', 'dgen_generic_timeout';
+COMMENT ON FUNCTION dgen.generic_timeout(name text, after interval, event jsonb) IS
+	'directive of state machines: have this event, of kind generic_timeout, whatever comes before; a timeout replaces that of the same name, null cancels it';

@@ -65,6 +65,7 @@ CREATE TABLE dgen.module (
 	readers text COLLATE "C",
 	workers text COLLATE "C",
 	vsn text COLLATE "C",
+	kind text COLLATE "C" NOT NULL,				-- server | statem
 	created_at timestamptz NOT NULL,
 	suspended_at timestamptz,
 	suspended_by text COLLATE "C",
@@ -100,9 +101,9 @@ CREATE TABLE dgen.server (
 	crashes integer,					-- errors in a row, of a module with on_crash_loop
 	continue_id bigint,					-- message to be handled before all others
 	good_version bigint,				-- newest version under which a handler succeeded
-	timeout_at timestamptz,				-- idle until then: a timeout
+	timeout_at timestamptz,				-- idle until then: a timeout; of a machine: its event timeout
 	timeout_id bigint,					-- the row of dgen.delayed that stands for it
-	timeout_due timestamptz,			-- and when that is due, which may be earlier
+	timeout_due timestamptz,			-- and when that is due, which may be earlier; of a machine: its state timeout
 	lock_id bigint,						-- message whose work is done outside
 	lock_token bigint,					-- by whoever has this
 	locked_until timestamptz,			-- null: while its worker lives

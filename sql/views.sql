@@ -90,7 +90,8 @@ CREATE VIEW dgen.servers WITH (security_barrier) AS
 		s.updated_at,
 		s.stop_reason,
 		s.tombstone_until,
-		coalesce(s.postponed, 0) AS postponed
+		coalesce(s.postponed, 0) AS postponed,
+		s.state_name
 	FROM dgen.server s
 	WHERE dgen.may_read(s.server);
 COMMENT ON VIEW dgen.servers IS
@@ -112,6 +113,7 @@ COMMENT ON COLUMN dgen.servers.started_at IS 'when the incarnation, or the last 
 COMMENT ON COLUMN dgen.servers.updated_at IS 'when the row was last written';
 COMMENT ON COLUMN dgen.servers.stop_reason IS 'why the last incarnation ended; null while one is alive';
 COMMENT ON COLUMN dgen.servers.tombstone_until IS 'sends to a deleted server are refused until then';
+COMMENT ON COLUMN dgen.servers.state_name IS 'of a state machine, the state that it is in, or was in at its end';
 COMMENT ON COLUMN dgen.servers.postponed IS 'messages that wait for a change of it; those that were cancelled since the last one count';
 
 /*

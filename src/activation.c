@@ -94,13 +94,13 @@ dgen_activation_set_state(DgenActivation *act, Jsonb *state)
 	check_state_size(act->module, server, old_size);
 	validate_state(act);
 	dgen_attributes_update(act->module, server, act->identity);
-	/* a handler that postpones its message waits for somebody else's change */
-	if (server->postponed > 0 && !act->postponed)
+	/* who postpones waits for somebody else's change; a machine for that of its state_name */
+	if (server->postponed > 0 && !act->postponed && !act->module->machine)
 		dgen_postponed_replay(act->module, server);
 }
 
-static void
-fill_scope(DgenActivation *act, DgenScope *scope)
+void
+dgen_activation_scope(DgenActivation *act, DgenScope *scope)
 {
 	memset(scope, 0, sizeof(DgenScope));
 	scope->module = act->module;
@@ -108,6 +108,7 @@ fill_scope(DgenActivation *act, DgenScope *scope)
 	scope->hash = act->server->hash;
 	scope->incarnation = act->server->incarnation;
 	scope->row = act->server;
+	scope->state_name = act->module->machine ? act->server->state_name : NULL;
 	scope->kind = act->kind;
 	scope->call = act->call;
 	scope->request_id = act->request_id;
@@ -131,6 +132,7 @@ static void
 begin_incarnation(DgenActivation *act, Jsonb *args)
 {
 	DgenServer *server = act->server;
+	DgenResult	result = {0};
 	Jsonb	   *state;
 
 	if (act->module->vsn != NULL)
@@ -145,13 +147,15 @@ begin_incarnation(DgenActivation *act, Jsonb *args)
 	server->vsn = act->module->vsn ?
 		MemoryContextStrdup(GetMemoryChunkContext(server), act->module->vsn) : NULL;
 	server->dirty = true;
-	if (act->module->callbacks[DGEN_INIT].present || act->module->callbacks[DGEN_INIT].fault)
+	server->state_name = NULL;
+	/* without init a server begins with {}; a machine has to be told its state */
+	if (act->module->callbacks[DGEN_INIT].present || act->module->callbacks[DGEN_INIT].fault ||
+		act->module->machine)
 	{
 		DgenScope	scope;
-		DgenResult	result;
 		NullableDatum arg;
 
-		fill_scope(act, &scope);
+		dgen_activation_scope(act, &scope);
 		scope.kind = "init";
 		scope.call = NULL;
 		scope.request_id = 0;
@@ -174,6 +178,8 @@ begin_incarnation(DgenActivation *act, Jsonb *args)
 	dgen_activation_set_state(act, state);
 	if (server->cause != NULL)
 		server->cause->kind = "init";
+	if (act->module->machine)
+		dgen_machine_begin(act, &result);
 }
 
 /* Begin a new incarnation without init, with the state that the server has. */
@@ -238,6 +244,9 @@ static void
 begin_for_message(DgenActivation *act)
 {
 	begin_incarnation(act, NULL);
+	/* a machine may end as it enters its state */
+	if (!act->server->active)
+		act->outcome = DGEN_NO_SERVER;
 	while (act->continue_with != NULL)
 	{
 		DgenActivation next = *act;
@@ -317,6 +326,7 @@ run_terminate(DgenModule *module, DgenServer *server, const char *reason)
 	scope.server = server->address;
 	scope.hash = server->hash;
 	scope.incarnation = server->incarnation;
+	scope.state_name = module->machine ? server->state_name : NULL;
 	scope.kind = "terminate";
 
 	/* it sees what the handler has done, or who held the lease before */
@@ -392,7 +402,7 @@ run_callback(DgenActivation *act)
 
 	dgen_history_settle(act);
 	version = server->version;
-	fill_scope(act, &scope);
+	dgen_activation_scope(act, &scope);
 	args[0].value = JsonbPGetDatum(act->message);
 	args[0].isnull = false;
 	args[1].value = JsonbPGetDatum(server->state ? server->state : dgen_json_null());
@@ -458,6 +468,11 @@ run_activation(DgenActivation *act)
 	{
 		dgen_migration_module(act);
 		dgen_migrate_server(act);
+	}
+	if (act->module->machine)
+	{
+		dgen_machine_run(act);
+		return;
 	}
 	run_callback(act);
 	if (act->outcome == DGEN_HANDLED)

@@ -44,6 +44,12 @@
 						   COLUMN(DGEN_RESULT_RETRY_AFTER) | COLUMN_NEXT | \
 						   COLUMN(DGEN_RESULT_POSTPONE) | COLUMN(DGEN_RESULT_LOCK))
 
+/* of a state machine's event handlers */
+#define COLUMN_EVENT (COLUMN(DGEN_RESULT_DATA) | COLUMN(DGEN_RESULT_NEXT_STATE) | \
+					  COLUMN(DGEN_RESULT_REPEAT) | COLUMN_REPLY | COLUMN_NOREPLY | \
+					  COLUMN(DGEN_RESULT_EXIT) | COLUMN(DGEN_RESULT_REJECT) | \
+					  COLUMN(DGEN_RESULT_RETRY_AFTER) | COLUMN(DGEN_RESULT_POSTPONE))
+
 typedef struct CallbackRule
 {
 	const char *signature;		/* as CREATE FUNCTION wants it; begins with the name */
@@ -136,8 +142,61 @@ static const CallbackRule rules[DGEN_NCALLBACKS] = {
 		"format_message(message jsonb) RETURNS jsonb", "format_message", PROKIND_FUNCTION,
 		1, {JSONBOID},
 		JSONBOID, DGEN_RESULT_VALUE, 0, 0
+	},
+	[DGEN_HANDLE_EVENT] = {
+		"handle_event(kind text, event jsonb, state_name text, INOUT data jsonb, OUT next_state text, OUT reply jsonb)",
+		"handle_event", PROKIND_FUNCTION,
+		4, {TEXTOID, JSONBOID, TEXTOID, JSONBOID},
+		InvalidOid, DGEN_RESULT_VALUE, COLUMN_EVENT, 0
+	},
+	[DGEN_ENTER] = {
+		"enter(old_state text, state_name text, INOUT data jsonb)", "enter", PROKIND_FUNCTION,
+		3, {TEXTOID, TEXTOID, JSONBOID},
+		JSONBOID, DGEN_RESULT_DATA, COLUMN(DGEN_RESULT_DATA) | COLUMN(DGEN_RESULT_EXIT), 0
+	},
+	[DGEN_STATE_EVENT] = {
+		"in_<state>(kind text, event jsonb, INOUT data jsonb, OUT next_state text, OUT reply jsonb)",
+		"in_<state>", PROKIND_FUNCTION,
+		3, {TEXTOID, JSONBOID, JSONBOID},
+		InvalidOid, DGEN_RESULT_VALUE, COLUMN_EVENT, 0
 	}
 };
+
+/* init of a state machine */
+static const CallbackRule machine_init = {
+	"init(args jsonb, OUT data jsonb, OUT state_name text)", "init", PROKIND_FUNCTION,
+	1, {JSONBOID},
+	InvalidOid, DGEN_RESULT_VALUE,
+	COLUMN(DGEN_RESULT_DATA) | COLUMN(DGEN_RESULT_STATE_NAME), COLUMN(DGEN_RESULT_STATE_NAME)
+};
+
+static const CallbackRule *
+rule_of(DgenModule *module, DgenCallbackKind kind)
+{
+	return module->machine && kind == DGEN_INIT ? &machine_init : &rules[kind];
+}
+
+/* Is a function of this name a callback in such a module?  in_<state> is looked up by its state. */
+static bool
+has_callback(DgenModule *module, DgenCallbackKind kind)
+{
+	switch (kind)
+	{
+		case DGEN_HANDLE_CALL:
+		case DGEN_HANDLE_CAST:
+		case DGEN_HANDLE_INFO:
+		case DGEN_HANDLE_CONTINUE:
+		case DGEN_HANDLE_LOCKED:
+			return !module->machine;
+		case DGEN_HANDLE_EVENT:
+		case DGEN_ENTER:
+			return module->machine;
+		case DGEN_STATE_EVENT:
+			return false;
+		default:
+			return true;
+	}
+}
 
 /*
  * Names of result columns.  new_state is there because a parameter named
@@ -159,7 +218,12 @@ static const struct
 	{"continue", DGEN_RESULT_CONTINUE, JSONBOID},
 	{"timeout", DGEN_RESULT_TIMEOUT, INTERVALOID},
 	{"postpone", DGEN_RESULT_POSTPONE, BOOLOID},
-	{"lock", DGEN_RESULT_LOCK, BOOLOID}
+	{"lock", DGEN_RESULT_LOCK, BOOLOID},
+	{"data", DGEN_RESULT_DATA, JSONBOID},
+	{"new_data", DGEN_RESULT_DATA, JSONBOID},
+	{"next_state", DGEN_RESULT_NEXT_STATE, TEXTOID},
+	{"state_name", DGEN_RESULT_STATE_NAME, TEXTOID},
+	{"repeat_state", DGEN_RESULT_REPEAT, BOOLOID}
 };
 
 const char *
@@ -213,7 +277,10 @@ all_callback_names(void)
 
 	initStringInfo(&buf);
 	for (int i = 0; i < DGEN_NCALLBACKS; i++)
-		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "", rules[i].name);
+	{
+		if (i != DGEN_STATE_EVENT)
+			appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "", rules[i].name);
+	}
 	return buf.data;
 }
 
@@ -225,7 +292,7 @@ check_mapped_name(const char *callback, JsonbValue *value)
 	bool		known = false;
 
 	for (int i = 0; i < DGEN_NCALLBACKS; i++)
-		known |= strcmp(rules[i].name, callback) == 0;
+		known |= i != DGEN_STATE_EVENT && strcmp(rules[i].name, callback) == 0;
 	if (!known)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -362,7 +429,7 @@ allowed_columns(const CallbackRule *rule)
 static bool
 add_column(DgenModule *module, DgenCallbackKind kind, Oid function, const char *name, Oid type)
 {
-	const CallbackRule *rule = &rules[kind];
+	const CallbackRule *rule = rule_of(module, kind);
 	DgenCallback *cb = &module->callbacks[kind];
 	int			i;
 
@@ -406,7 +473,7 @@ add_column(DgenModule *module, DgenCallbackKind kind, Oid function, const char *
 static void
 resolve_plain_result(DgenModule *module, DgenCallbackKind kind, Oid function, Oid type)
 {
-	const CallbackRule *rule = &rules[kind];
+	const CallbackRule *rule = rule_of(module, kind);
 	DgenCallback *cb = &module->callbacks[kind];
 	char	   *name = get_func_result_name(function);
 
@@ -458,7 +525,7 @@ resolve_row_result(DgenModule *module, DgenCallbackKind kind, Oid function, Oid 
 static void
 resolve_result(DgenModule *module, DgenCallbackKind kind, Oid function)
 {
-	const CallbackRule *rule = &rules[kind];
+	const CallbackRule *rule = rule_of(module, kind);
 	DgenCallback *cb = &module->callbacks[kind];
 	Oid			type;
 	TupleDesc	desc;
@@ -485,14 +552,15 @@ resolve_result(DgenModule *module, DgenCallbackKind kind, Oid function)
 	if ((found & rule->required) == 0)
 		set_function_fault(module, kind, function,
 						   psprintf("Its result has no column \"%s\".",
-									rule->required & COLUMN_REPLY ? "reply" : "state"));
+									rule->required & COLUMN_REPLY ? "reply" :
+									rule->required & COLUMN_STATE ? "state" : "state_name"));
 }
 
 /* The function has the right name and input types; what of the rest? */
 static void
 resolve_function(DgenModule *module, DgenCallbackKind kind, HeapTuple tuple)
 {
-	const CallbackRule *rule = &rules[kind];
+	const CallbackRule *rule = rule_of(module, kind);
 	DgenCallback *cb = &module->callbacks[kind];
 	Form_pg_proc proc = (Form_pg_proc) GETSTRUCT(tuple);
 
@@ -534,7 +602,7 @@ argument_types(const CallbackRule *rule)
 static void
 report_misfit(DgenModule *module, DgenCallbackKind kind, CallbackTarget *target)
 {
-	const CallbackRule *rule = &rules[kind];
+	const CallbackRule *rule = rule_of(module, kind);
 	CatCList   *list = SearchSysCacheList1(PROCNAMEARGSNSP, CStringGetDatum(target->function));
 	Oid			misfit = InvalidOid;
 
@@ -563,7 +631,7 @@ report_misfit(DgenModule *module, DgenCallbackKind kind, CallbackTarget *target)
 static void
 resolve_callback(DgenModule *module, DgenCallbackKind kind, Jsonb *mapping)
 {
-	const CallbackRule *rule = &rules[kind];
+	const CallbackRule *rule = rule_of(module, kind);
 	CallbackTarget target;
 	HeapTuple	tuple;
 
@@ -600,7 +668,85 @@ void
 dgen_callbacks_resolve(DgenModule *module, Jsonb *mapping)
 {
 	for (int kind = 0; kind < DGEN_NCALLBACKS; kind++)
-		resolve_callback(module, kind, mapping);
+	{
+		if (has_callback(module, kind))
+			resolve_callback(module, kind, mapping);
+	}
+}
+
+/* ------------------------------------------------------- one function a state */
+
+/* Look a state's function up into the slot that all of them share for that. */
+static void
+resolve_state(DgenModule *module, const char *state)
+{
+	const CallbackRule *rule = &rules[DGEN_STATE_EVENT];
+	DgenCallback *cb = &module->callbacks[DGEN_STATE_EVENT];
+	CallbackTarget target = {0};
+	HeapTuple	tuple;
+
+	memset(cb, 0, sizeof(DgenCallback));
+	target.function = psprintf("in_%s", state);
+	target.schema = module->schema;
+	target.schema_name = module->schema_name;
+	if (strlen(target.function) >= NAMEDATALEN || !OidIsValid(module->schema))
+		return;
+	tuple = SearchSysCache3(PROCNAMEARGSNSP, CStringGetDatum(target.function),
+							PointerGetDatum(buildoidvector(rule->argtypes, rule->nargs)),
+							ObjectIdGetDatum(target.schema));
+	if (!HeapTupleIsValid(tuple))
+	{
+		report_misfit(module, DGEN_STATE_EVENT, &target);
+		return;
+	}
+	resolve_function(module, DGEN_STATE_EVENT, tuple);
+	ReleaseSysCache(tuple);
+	if (cb->present && cb->owner != module->owner)
+		set_function_fault(module, DGEN_STATE_EVENT, cb->function,
+						   psprintf("It belongs to another role than the module, \"%s\".",
+									module->owner_name));
+}
+
+/* The function of a state, which may be missing or at fault; kept with the module. */
+DgenCallback *
+dgen_callback_of_state(DgenModule *module, const char *state)
+{
+	DgenStateCallback *found;
+	MemoryContext old;
+	ListCell   *lc;
+
+	foreach(lc, module->states)
+	{
+		found = lfirst(lc);
+		if (strcmp(found->state, state) == 0)
+			return &found->cb;
+	}
+	resolve_state(module, state);
+	old = MemoryContextSwitchTo(module->mcxt);
+	found = palloc(sizeof(DgenStateCallback));
+	found->state = pstrdup(state);
+	found->cb = module->callbacks[DGEN_STATE_EVENT];
+	module->states = lappend(module->states, found);
+	MemoryContextSwitchTo(old);
+	memset(&module->callbacks[DGEN_STATE_EVENT], 0, sizeof(DgenCallback));
+	return &found->cb;
+}
+
+/* OT005 for the function of a state. */
+void
+dgen_state_unusable(DgenModule *module, DgenCallback *cb, const char *state)
+{
+	const char *schema = quote_identifier(module->schema_name);
+	char	   *name = psprintf("in_%s", state);
+
+	ereport(ERROR,
+			(errcode(ERRCODE_DGEN_NO_CALLBACK),
+			 cb->fault ? errmsg("%s", cb->fault) :
+			 errmsg("module \"%s\" has no function for state \"%s\"", module->name, state),
+			 cb->fault ? errdetail("%s", cb->fault_detail) :
+			 errdetail("It has neither handle_event nor %s.", quote_identifier(name)),
+			 errhint("Define it like this: CREATE FUNCTION %s.%s(kind text, event jsonb, INOUT data jsonb, OUT next_state text, OUT reply jsonb).",
+					 schema, quote_identifier(name))));
 }
 
 /* --------------------------------------------------------------- the errors */
@@ -609,7 +755,7 @@ dgen_callbacks_resolve(DgenModule *module, Jsonb *mapping)
 void
 dgen_callback_unusable(DgenModule *module, DgenCallbackKind kind)
 {
-	const CallbackRule *rule = &rules[kind];
+	const CallbackRule *rule = rule_of(module, kind);
 	DgenCallback *cb = &module->callbacks[kind];
 	const char *schema = quote_identifier(module->schema_name);
 	const char *object = rule->prokind == PROKIND_PROCEDURE ? "PROCEDURE" : "FUNCTION";

@@ -163,6 +163,9 @@ typedef enum DgenCallbackKind
 	DGEN_ATTRIBUTES,
 	DGEN_FORMAT_STATUS,
 	DGEN_FORMAT_MESSAGE,
+	DGEN_HANDLE_EVENT,			/* of state machines, as the next two */
+	DGEN_ENTER,
+	DGEN_STATE_EVENT,			/* in_<state>: one function a state, looked up by it */
 	DGEN_NCALLBACKS,
 	DGEN_EFFECT = DGEN_NCALLBACKS	/* no callback: a function that after_commit named */
 } DgenCallbackKind;
@@ -180,6 +183,10 @@ typedef enum DgenResultField
 	DGEN_RESULT_TIMEOUT,		/* interval */
 	DGEN_RESULT_POSTPONE,		/* boolean */
 	DGEN_RESULT_LOCK,			/* boolean */
+	DGEN_RESULT_DATA,			/* data or new_data, jsonb: the state of a machine */
+	DGEN_RESULT_NEXT_STATE,		/* text, as the next */
+	DGEN_RESULT_STATE_NAME,
+	DGEN_RESULT_REPEAT,			/* boolean */
 	DGEN_RESULT_VALUE			/* the plain result: validate, accept, query, format_* */
 } DgenResultField;
 
@@ -264,6 +271,7 @@ typedef struct DgenModule
 	char	   *readers;
 	char	   *workers;
 	char	   *vsn;
+	bool		machine;		/* kind: its servers are state machines */
 	bool		suspended;
 	char	   *suspended_by;	/* "dgen": computed from owner_fault */
 	char	   *suspended_reason;
@@ -271,6 +279,7 @@ typedef struct DgenModule
 	bool		uncommitted;	/* the row was written by this transaction */
 	DgenTrace  *traces;			/* NULL: nothing of it is traced */
 	DgenCallback callbacks[DGEN_NCALLBACKS];
+	List	   *states;			/* of DgenStateCallback *, those looked up so far */
 	MemoryContext mcxt;			/* holds all of this */
 	int			holds;			/* pins; freed at zero once stale */
 	bool		stale;
@@ -290,6 +299,9 @@ extern void dgen_module_release(DgenModule *module);
 
 /* OT005 with the signature as hint unless the callback is there and right */
 extern DgenCallback *dgen_module_callback(DgenModule *module, DgenCallbackKind kind);
+
+/* the same for the function in_<state> of a state machine; NULL if missing_ok and there is none */
+extern DgenCallback *dgen_module_state_callback(DgenModule *module, const char *state, bool missing_ok);
 
 /*
  * Rights, as design of the surface has them, for the current user; each
@@ -926,6 +938,9 @@ typedef struct DgenResult
 	Interval   *timeout;
 	bool		postpone;
 	bool		lock;
+	char	   *next_state;		/* or NULL; of init the first one */
+	bool		repeat_state;
+	List	   *actions;		/* of DgenAction *, in the order in which they were said */
 	bool		is_null;		/* of a plain value */
 	Datum		value;			/* boolean or jsonb of validate, accept, query, format_* */
 } DgenResult;
@@ -940,10 +955,29 @@ typedef enum DgenDirective
 	DGEN_SAID_CONTINUE = 16,
 	DGEN_SAID_TIMEOUT = 32,
 	DGEN_SAID_POSTPONE = 64,
-	DGEN_SAID_LOCK = 128
+	DGEN_SAID_LOCK = 128,
+	DGEN_SAID_ACTION = 256		/* a DgenAction; all that are said count */
 } DgenDirective;
 
 #define DGEN_SAID_LAST DGEN_SAID_LOCK
+
+/* what a state machine wants besides, by dgen.next_event() and its kin */
+typedef enum DgenActionKind
+{
+	DGEN_NEXT_EVENT,
+	DGEN_STATE_TIMEOUT,
+	DGEN_EVENT_TIMEOUT,
+	DGEN_GENERIC_TIMEOUT
+} DgenActionKind;
+
+typedef struct DgenAction
+{
+	DgenActionKind kind;
+	char	   *name;			/* of a generic timeout */
+	bool		cancel;			/* the timeout */
+	int64		after;			/* microseconds */
+	Jsonb	   *event;			/* or NULL */
+} DgenAction;
 
 /* what dgen.self(), sender(), kind() ... answer; a stack, innermost last */
 typedef struct DgenScope
@@ -958,6 +992,7 @@ typedef struct DgenScope
 	int64		incarnation;	/* 0: none */
 	DgenServer *row;			/* in hand, as its activation has it; NULL: no activation */
 	const char *kind;			/* "call", "cast", "info", "continue", "query", "init" ... */
+	const char *state_name;		/* of a state machine, or NULL */
 	struct DgenCall *call;		/* being answered, or NULL */
 	int64		request_id;		/* of the request being answered, or 0 */
 	int64		effect_id;		/* of the effect that runs, or 0 */
@@ -988,6 +1023,7 @@ extern void dgen_handler_effect(DgenScope *scope, DgenIdentity identity, FmgrInf
 								int nargs, NullableDatum *args, DgenResult *result);
 extern void dgen_scope_say(DgenDirective what, const char *text, const Interval *interval,
 						   Jsonb *message);
+extern void dgen_scope_act(const DgenAction *action, const char *function);
 extern void dgen_scope_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
 extern void dgen_scope_reset(void); /* at the end of a transaction */
 /* the scope of work that is not one transaction, NULL: none any more */
@@ -1031,6 +1067,8 @@ typedef struct DgenActivation
 	Jsonb	   *continue_with;	/* also said by an init on the way; NULL: not */
 	Interval   *timeout;		/* as continue_with */
 	bool		postponed;
+	bool		retried;		/* its timer's message was postponed, or requeued */
+	bool		again;			/* postponed, and back at once: the state has changed */
 	bool		locked;
 } DgenActivation;
 
@@ -1048,6 +1086,14 @@ extern void dgen_activation_expire(DgenModule *module, DgenServer *server);
 /* the same as stop, but without terminate */
 extern void dgen_activation_kill(DgenModule *module, DgenServer *server, const char *reason);
 extern void dgen_activation_set_state(DgenActivation *act, Jsonb *state);
+extern void dgen_activation_scope(DgenActivation *act, DgenScope *scope);
+
+/* --------------------------------------------------------------- machine.c
+ *
+ * State machines: what an activation does with an event, in place of a callback.
+ */
+extern void dgen_machine_begin(DgenActivation *act, DgenResult *init);	/* data is set */
+extern void dgen_machine_run(DgenActivation *act);
 
 /* --------------------------------------------------------------- timeout.c
  *

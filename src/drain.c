@@ -2,7 +2,7 @@
  *
  * drain.c
  *	  For the tests of users: handling messages inside the transaction that
- *	  sent them, trying a callback, and waiting until all is quiet.
+ *	  sent them, and waiting until all is quiet.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,11 +10,8 @@
 
 #include "access/skey.h"
 #include "access/xact.h"
-#include "catalog/pg_type.h"
-#include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/wait_event.h"
 
@@ -68,6 +65,7 @@ fill_activation(DgenActivation *act, DgenModule *module, DgenMessage *msg)
 	act->message_vsn = msg->vsn;
 	act->request_id = msg->kind == 'r' ? msg->id : 0;
 	act->message_id = msg->id;
+	act->retried = msg->timer == 0;
 }
 
 /* Give a request its reply, or its place; complain of a message that will not be handled. */
@@ -85,7 +83,9 @@ finish_message(DgenActivation *act, DgenMessage *msg)
 				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
 				 errmsg("server \"%s\" cannot be locked in this transaction", msg->server),
 				 errdetail("handle_locked runs after a commit.")));
-	if (act->outcome == DGEN_HANDLED && act->postponed)
+	if (act->outcome == DGEN_HANDLED && act->postponed && act->again)
+		dgen_mailbox_put_back(act->module, msg);
+	else if (act->outcome == DGEN_HANDLED && act->postponed)
 		dgen_postpone(act->module, act->server, msg);
 	else if (act->outcome == DGEN_HANDLED && msg->kind == 'r' && act->replied)
 		dgen_request_reply(act->module, msg, act->reply, NULL);
@@ -311,204 +311,6 @@ dgen_drain(PG_FUNCTION_ARGS)
 		dgen_address_arg(fcinfo, 0, &to);
 	CommandCounterIncrement();
 	PG_RETURN_INT32(drain(PG_ARGISNULL(0) ? NULL : &to));
-}
-
-/* ---------------------------------------------------------------- try */
-
-static DgenCallbackKind
-callback_by_name(const char *name)
-{
-	for (int i = 0; i < DGEN_NCALLBACKS; i++)
-	{
-		if (name != NULL && strcmp(dgen_callback_name(i), name) == 0)
-			return i;
-	}
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("there is no callback \"%s\"", name ? name : "null"),
-			 errhint("Callbacks are init, handle_call, handle_cast, handle_info, handle_query and so on.")));
-}
-
-static void
-push_field(JsonbParseState **parse, const char *key, JsonbValue *value)
-{
-	JsonbValue	k;
-
-	k.type = jbvString;
-	k.val.string.val = unconstify(char *, key);
-	k.val.string.len = strlen(key);
-	pushJsonbValue(parse, WJB_KEY, &k);
-	pushJsonbValue(parse, WJB_VALUE, value);
-}
-
-static void
-push_document(JsonbParseState **parse, const char *key, Jsonb *jb)
-{
-	JsonbValue	v;
-
-	if (JB_ROOT_IS_SCALAR(jb))
-		JsonbExtractScalar(&jb->root, &v);
-	else
-	{
-		v.type = jbvBinary;
-		v.val.binary.data = &jb->root;
-		v.val.binary.len = VARSIZE(jb) - VARHDRSZ;
-	}
-	push_field(parse, key, &v);
-}
-
-static void
-push_text(JsonbParseState **parse, const char *key, const char *text)
-{
-	JsonbValue	v;
-
-	v.type = jbvString;
-	v.val.string.val = unconstify(char *, text);
-	v.val.string.len = strlen(text);
-	push_field(parse, key, &v);
-}
-
-static Jsonb *
-describe(DgenResult *result, DgenCallback *cb)
-{
-	JsonbParseState *parse = NULL;
-	JsonbValue	yes = {.type = jbvBool, .val.boolean = true};
-
-	pushJsonbValue(&parse, WJB_BEGIN_OBJECT, NULL);
-	if (result->has_state)
-		push_document(&parse, "state", result->state);
-	if (result->has_reply)
-		push_document(&parse, "reply", result->reply);
-	if (result->noreply)
-		push_field(&parse, "noreply", &yes);
-	if (result->exit)
-		push_text(&parse, "exit", result->exit);
-	if (result->reject)
-		push_text(&parse, "reject", result->reject);
-	if (result->retry_after)
-		push_text(&parse, "retry_after",
-				  DatumGetCString(DirectFunctionCall1(interval_out,
-													  IntervalPGetDatum(result->retry_after))));
-	if (result->continue_with)
-		push_document(&parse, "continue", result->continue_with);
-	if (result->timeout)
-		push_text(&parse, "timeout",
-				  DatumGetCString(DirectFunctionCall1(interval_out,
-													  IntervalPGetDatum(result->timeout))));
-	if (result->postpone)
-		push_field(&parse, "postpone", &yes);
-	if (result->lock)
-		push_field(&parse, "lock", &yes);
-	if (!cb->composite && cb->nresults == 1 && cb->results[0] == DGEN_RESULT_VALUE &&
-		!result->is_null)
-	{
-		if (cb->result_types[0] == BOOLOID)
-		{
-			yes.val.boolean = DatumGetBool(result->value);
-			push_field(&parse, "value", &yes);
-		}
-		else
-			push_document(&parse, "value", DatumGetJsonbP(result->value));
-	}
-	return JsonbValueToJsonb(pushJsonbValue(&parse, WJB_END_OBJECT, NULL));
-}
-
-/* Arguments of a callback, as far as message and state can stand for them. */
-static int
-trial_args(DgenCallbackKind kind, Jsonb *message, Jsonb *state, NullableDatum *args)
-{
-	bool		only_state = kind == DGEN_VALIDATE || kind == DGEN_FORMAT_STATUS ||
-		kind == DGEN_ATTRIBUTES;
-
-	args[0].isnull = args[1].isnull = args[2].isnull = false;
-	args[0].value = JsonbPGetDatum(only_state ? state : message);
-	args[1].value = JsonbPGetDatum(state);
-	if (kind == DGEN_ACCEPT)
-	{
-		args[0].value = CStringGetTextDatum("cast");
-		args[1].value = JsonbPGetDatum(message);
-	}
-	else if (kind == DGEN_HANDLE_DEAD_LETTER)
-	{
-		args[1].value = Int32GetDatum(1);
-		args[2].value = JsonbPGetDatum(dgen_json_null());
-	}
-	else if (kind == DGEN_TERMINATE || kind == DGEN_CODE_CHANGE)
-		args[0].value = CStringGetTextDatum("try");
-	return 3;
-}
-
-static const char *
-trial_kind(DgenCallbackKind kind)
-{
-	const char *name = dgen_callback_name(kind);
-
-	return strncmp(name, "handle_", strlen("handle_")) == 0 ? name + strlen("handle_") : name;
-}
-
-/* Run a callback in a subtransaction, and roll that back in any case. */
-static Jsonb *
-try_and_undo(DgenModule *module, DgenCallbackKind kind, Jsonb *message, Jsonb *state)
-{
-	MemoryContext old = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	Jsonb	   *volatile said = NULL;
-
-	BeginInternalSubTransaction("dgen.try");
-	MemoryContextSwitchTo(old);
-	PG_TRY();
-	{
-		DgenScope	scope = {0};
-		DgenResult	result;
-		NullableDatum args[3];
-		int			nargs = trial_args(kind, message, state, args);
-
-		scope.module = module;
-		scope.server = psprintf("%s/try", module->name);
-		scope.hash = dgen_address_hash(scope.server, strlen(scope.server));
-		scope.kind = trial_kind(kind);
-		dgen_handler_run(&scope, kind, DGEN_AS_OWNER, nargs, args, &result);
-		said = describe(&result, dgen_module_callback(module, kind));
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ReThrowError(dgen_subxact_abort(old, owner));
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(old);
-	CurrentResourceOwner = owner;
-	return said;
-}
-
-PG_FUNCTION_INFO_V1(dgen_try);
-
-/*
- * try(module text, callback text, message jsonb, state jsonb) -> jsonb: what
- * the callback says; what it does is undone.
- */
-Datum
-dgen_try(PG_FUNCTION_ARGS)
-{
-	char	   *name = dgen_arg_text(fcinfo, 0);
-	DgenCallbackKind kind = callback_by_name(dgen_arg_text(fcinfo, 1));
-	Jsonb	   *message = dgen_arg_jsonb(fcinfo, 2);
-	Jsonb	   *state = dgen_arg_jsonb(fcinfo, 3);
-	DgenModule *module;
-
-	if (name == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("name of a module must not be null")));
-	if (kind == DGEN_HANDLE_LOCKED)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("a procedure cannot be tried"),
-				 errdetail("handle_locked may commit, which cannot be undone.")));
-	module = dgen_module_get(name, false);
-	dgen_module_check_operate(module);
-	dgen_module_check_running(module);
-	PG_RETURN_JSONB_P(try_and_undo(module, kind, message, state));
 }
 
 /* ---------------------------------------------------------------- wait_idle */

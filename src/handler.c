@@ -39,6 +39,7 @@ typedef struct DgenSaid
 	char	   *text;
 	Interval	interval;
 	Jsonb	   *message;
+	DgenAction *action;
 	SubTransactionId subid;
 } DgenSaid;
 
@@ -69,6 +70,8 @@ directive_name(DgenDirective what)
 			return "postpone";
 		case DGEN_SAID_LOCK:
 			return "lock";
+		case DGEN_SAID_ACTION:
+			break;
 	}
 	return "directive";
 }
@@ -94,6 +97,13 @@ allowed_directives(DgenCallbackKind callback, const char *kind)
 			return always | DGEN_SAID_RETRY_AFTER;
 		case DGEN_EFFECT:
 			return DGEN_SAID_REJECT | DGEN_SAID_RETRY_AFTER;
+		case DGEN_HANDLE_EVENT:
+		case DGEN_STATE_EVENT:
+			return DGEN_SAID_EXIT | DGEN_SAID_REJECT | DGEN_SAID_NOREPLY |
+				(strcmp(kind, "internal") == 0 ? 0 : DGEN_SAID_POSTPONE) |
+				(strcmp(kind, "call") == 0 ? 0 : DGEN_SAID_RETRY_AFTER);
+		case DGEN_ENTER:
+			return DGEN_SAID_EXIT;
 		default:
 			return 0;
 	}
@@ -118,7 +128,8 @@ check_possible(DgenScope *scope, DgenDirective what)
 static void
 check_allowed(DgenScope *scope, DgenDirective what)
 {
-	if ((allowed_directives(scope->callback, scope->kind) & what) == 0)
+	if ((allowed_directives(scope->callback, scope->kind) & what) == 0 ||
+		(scope->module->machine && scope->callback == DGEN_INIT))
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
 				 errmsg("directive \"%s\" is not allowed in %s",
@@ -156,6 +167,49 @@ dgen_scope_say(DgenDirective what, const char *text, const Interval *interval, J
 	{
 		said->message = palloc(VARSIZE(message));
 		memcpy(said->message, message, VARSIZE(message));
+	}
+	said->subid = GetCurrentSubTransactionId();
+	dgen_scope->said = lcons(said, dgen_scope->said);
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * An action of a state machine, by function; as dgen_scope_say(), but all that
+ * are said count.
+ */
+void
+dgen_scope_act(const DgenAction *action, const char *function)
+{
+	MemoryContext old;
+	DgenSaid   *said;
+	bool		in_event;
+
+	if (dgen_scope == NULL || !dgen_scope->module->machine)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+				 errmsg("dgen.%s() can be used in a state machine only", function),
+				 dgen_scope == NULL ? errdetail("No handler is running in this session.") :
+				 errdetail("Module \"%s\" is none.", dgen_scope->module->name),
+				 errhint("Call it in handle_event of a module that was made with kind => 'statem'.")));
+	in_event = dgen_scope->callback == DGEN_HANDLE_EVENT || dgen_scope->callback == DGEN_STATE_EVENT ||
+		dgen_scope->callback == DGEN_INIT;
+	if (!in_event && (dgen_scope->callback != DGEN_ENTER || action->kind == DGEN_NEXT_EVENT))
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+				 errmsg("dgen.%s() is not allowed in %s", function,
+						dgen_callback_name(dgen_scope->callback)),
+				 errhint("See the table of directives in the documentation.")));
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	said = palloc0(sizeof(DgenSaid));
+	said->what = DGEN_SAID_ACTION;
+	said->action = palloc(sizeof(DgenAction));
+	*said->action = *action;
+	if (action->name != NULL)
+		said->action->name = pstrdup(action->name);
+	if (action->event != NULL)
+	{
+		said->action->event = palloc(VARSIZE(action->event));
+		memcpy(said->action->event, action->event, VARSIZE(action->event));
 	}
 	said->subid = GetCurrentSubTransactionId();
 	dgen_scope->said = lcons(said, dgen_scope->said);
@@ -304,6 +358,17 @@ take_field(DgenResultField field, Datum value, bool isnull, DgenResult *result)
 		case DGEN_RESULT_LOCK:
 			result->lock = !isnull && DatumGetBool(value);
 			break;
+		case DGEN_RESULT_DATA:
+			result->has_state = true;
+			result->state = jsonb_or_null(value, isnull);
+			break;
+		case DGEN_RESULT_NEXT_STATE:
+		case DGEN_RESULT_STATE_NAME:
+			result->next_state = isnull ? NULL : TextDatumGetCString(value);
+			break;
+		case DGEN_RESULT_REPEAT:
+			result->repeat_state = !isnull && DatumGetBool(value);
+			break;
 		case DGEN_RESULT_VALUE:
 			result->is_null = isnull;
 			result->value = value;
@@ -396,6 +461,8 @@ add_directive(DgenResult *result, const DgenSaid *said)
 		case DGEN_SAID_LOCK:
 			result->lock = true;
 			break;
+		case DGEN_SAID_ACTION:
+			break;
 	}
 }
 
@@ -409,7 +476,7 @@ check_contradictions(DgenScope *scope, DgenResult *result)
 	const int	undo = DGEN_SAID_REJECT | DGEN_SAID_RETRY_AFTER;
 	const int	keep = DGEN_SAID_POSTPONE | DGEN_SAID_LOCK;
 	int			given = given_directives(result);
-	bool		reply = result->has_reply && scope->callback == DGEN_HANDLE_CALL;
+	bool		reply = result->has_reply && (scope->callback == DGEN_HANDLE_CALL || scope->module->machine);
 	StringInfoData list;
 
 	if (!(((given & undo) && (given & (given - 1))) ||
@@ -451,7 +518,9 @@ merge_directives(DgenScope *scope, DgenResult *result)
 	{
 		DgenSaid   *said = lfirst(lc);
 
-		if (seen & said->what)
+		if (said->what == DGEN_SAID_ACTION)
+			result->actions = lcons(said->action, result->actions);
+		if ((seen & said->what) || said->what == DGEN_SAID_ACTION)
 			continue;
 		seen |= said->what;
 		add_directive(result, said);
@@ -540,7 +609,9 @@ void
 dgen_handler_run(DgenScope *what, DgenCallbackKind kind, DgenIdentity identity,
 				 int nargs, NullableDatum *args, DgenResult *result)
 {
-	DgenCallback *cb = dgen_module_callback(what->module, kind);
+	DgenCallback *cb = kind == DGEN_STATE_EVENT ?
+		dgen_module_state_callback(what->module, what->state_name, false) :
+		dgen_module_callback(what->module, kind);
 	Surroundings before;
 	DgenScope  *scope = enter(what, kind, identity, &before);
 	bool		isnull;

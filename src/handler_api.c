@@ -198,3 +198,65 @@ dgen_postpone_directive(PG_FUNCTION_ARGS)
 	dgen_scope_say(DGEN_SAID_POSTPONE, NULL, NULL, NULL);
 	PG_RETURN_VOID();
 }
+
+PG_FUNCTION_INFO_V1(dgen_state_name);
+Datum
+dgen_state_name(PG_FUNCTION_ARGS)
+{
+	return text_or_null(fcinfo, scope_or_error("state_name")->state_name);
+}
+
+PG_FUNCTION_INFO_V1(dgen_next_event);
+Datum
+dgen_next_event(PG_FUNCTION_ARGS)
+{
+	DgenAction	action = {.kind = DGEN_NEXT_EVENT};
+
+	action.event = dgen_arg_jsonb(fcinfo, 0);
+	dgen_scope_act(&action, "next_event");
+	PG_RETURN_VOID();
+}
+
+/* A timeout: after which time, null to cancel it, and with which event, from this argument on. */
+static void
+say_timeout(FunctionCallInfo fcinfo, int argno, DgenActionKind kind, char *name, const char *function)
+{
+	DgenAction	action = {.kind = kind};
+
+	action.name = name;
+	action.cancel = !dgen_arg_interval(fcinfo, argno, "after", true, &action.after);
+	if (!PG_ARGISNULL(argno + 1))
+		action.event = dgen_arg_jsonb(fcinfo, argno + 1);
+	dgen_scope_act(&action, function);
+}
+
+PG_FUNCTION_INFO_V1(dgen_state_timeout);
+Datum
+dgen_state_timeout(PG_FUNCTION_ARGS)
+{
+	say_timeout(fcinfo, 0, DGEN_STATE_TIMEOUT, NULL, "state_timeout");
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(dgen_event_timeout);
+Datum
+dgen_event_timeout(PG_FUNCTION_ARGS)
+{
+	say_timeout(fcinfo, 0, DGEN_EVENT_TIMEOUT, NULL, "event_timeout");
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(dgen_generic_timeout);
+Datum
+dgen_generic_timeout(PG_FUNCTION_ARGS)
+{
+	char	   *name = dgen_arg_text(fcinfo, 0);
+
+	if (name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("name of a timeout must not be null"),
+				 errhint("dgen.state_timeout() and dgen.event_timeout() need no name.")));
+	say_timeout(fcinfo, 1, DGEN_GENERIC_TIMEOUT, name, "generic_timeout");
+	PG_RETURN_VOID();
+}

@@ -376,6 +376,7 @@ dgen_query(PG_FUNCTION_ARGS)
 	scope.module = module;
 	scope.server = to.text;
 	scope.hash = to.hash;
+	scope.state_name = module->machine ? server.state_name : NULL;
 	scope.kind = "query";
 	scope.sender_role = GetUserNameFromId(GetUserId(), false);
 	dgen_handler_run(&scope, DGEN_HANDLE_QUERY, DGEN_AS_RESTRICTED, 2, args, &result);

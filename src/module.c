@@ -117,7 +117,8 @@ const DgenOption dgen_module_options[DGEN_NOPTIONS] = {
 	{"clients", DGEN_OPTION_ROLE, FIELD(clients)},
 	{"readers", DGEN_OPTION_ROLE, FIELD(readers)},
 	{"workers", DGEN_OPTION_ROLE, FIELD(workers)},
-	{"vsn", DGEN_OPTION_TEXT, FIELD(vsn)}
+	{"vsn", DGEN_OPTION_TEXT, FIELD(vsn)},
+	{"kind", DGEN_OPTION_FLAG, FIELD(machine), 0, 0, 0, {"server", "statem"}}
 };
 
 /* what the words of option isolation mean, in their order */
@@ -853,6 +854,22 @@ dgen_module_callback(DgenModule *module, DgenCallbackKind kind)
 	return cb;
 }
 
+DgenCallback *
+dgen_module_state_callback(DgenModule *module, const char *state, bool missing_ok)
+{
+	DgenCallback *cb;
+
+	check_owner(module);
+	cb = dgen_callback_of_state(module, state);
+	if (!cb->present && cb->fault == NULL && missing_ok)
+		return NULL;
+	if (!cb->present || (module->stale && !callback_unchanged(module, cb)))
+		dgen_state_unusable(module, cb, state);
+	if (!OidIsValid(cb->flinfo.fn_oid))
+		fmgr_info_cxt(cb->function, &cb->flinfo, module->mcxt);
+	return cb;
+}
+
 /* ------------------------------------------------------------------ rights */
 
 /* Is the current user a member of a role that an option names? */
@@ -898,13 +915,26 @@ refuse_member(DgenModule *module, const char *what, const char *option, const ch
 }
 
 /*
+ * Whose EXECUTE is the right to send?  All events of a state machine go to one
+ * function, or to one a state: then init stands for them.
+ */
+static DgenCallbackKind
+sent_to(DgenModule *module, DgenCallbackKind kind)
+{
+	if (!module->machine || kind == DGEN_HANDLE_QUERY)
+		return kind;
+	return module->callbacks[DGEN_HANDLE_EVENT].present || module->callbacks[DGEN_HANDLE_EVENT].fault ?
+		DGEN_HANDLE_EVENT : DGEN_INIT;
+}
+
+/*
  * May the current user send what this callback handles?  If not, *schema or
  * *function says what he lacks a right on, or neither where it is membership.
  */
 static bool
 may_send(DgenModule *module, DgenCallbackKind kind, Oid *schema, Oid *function)
 {
-	DgenCallback *cb = &module->callbacks[kind];
+	DgenCallback *cb = &module->callbacks[sent_to(module, kind)];
 
 	*schema = *function = InvalidOid;
 	if (!cb->present)
@@ -928,6 +958,7 @@ dgen_module_check_send(DgenModule *module, DgenCallbackKind kind)
 	Oid			function;
 	char	   *user;
 
+	kind = sent_to(module, kind);
 	if (may_send(module, kind, &schema, &function))
 	{
 		/* a message that nobody handles is refused; infos may be ignored */
@@ -991,7 +1022,7 @@ dgen_module_may_see(DgenModule *module)
 		return true;
 	for (int i = 0; i < lengthof(sent); i++)
 	{
-		if (module->callbacks[sent[i]].present &&
+		if (module->callbacks[sent_to(module, sent[i])].present &&
 			may_send(module, sent[i], &schema, &function))
 			return true;
 	}

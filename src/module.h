@@ -48,7 +48,7 @@ typedef struct DgenOption
 	const char *words[DGEN_MAX_WORDS];
 } DgenOption;
 
-#define DGEN_NOPTIONS 35
+#define DGEN_NOPTIONS 36
 extern const DgenOption dgen_module_options[DGEN_NOPTIONS];
 
 /* columns of dgen.module, as sql/tables.sql has them, from 0 */
@@ -88,7 +88,16 @@ pg_noreturn extern void dgen_module_missing(const char *name);
 extern void dgen_module_watch_rowtype(Oid relid);
 extern bool dgen_module_may_see(DgenModule *module);
 
+/* one function in_<state> */
+typedef struct DgenStateCallback
+{
+	char	   *state;
+	DgenCallback cb;
+} DgenStateCallback;
+
 /* callback.c */
+extern DgenCallback *dgen_callback_of_state(DgenModule *module, const char *state);
+pg_noreturn extern void dgen_state_unusable(DgenModule *module, DgenCallback *cb, const char *state);
 extern void dgen_callbacks_check_mapping(Jsonb *mapping);
 extern void dgen_callbacks_resolve(DgenModule *module, Jsonb *mapping);
 pg_noreturn extern void dgen_callback_unusable(DgenModule *module, DgenCallbackKind kind);

@@ -408,6 +408,26 @@ check_found(DgenModule *module)
 				 errhint("Give them one owner: ALTER FUNCTION ... OWNER TO ....")));
 }
 
+/* A state machine has what an ephemeral server has not, and is no server of another kind. */
+static void
+check_kind(DgenModule *module, bool create, bool was_machine)
+{
+	if (module->machine && module->ephemeral)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("module \"%s\" cannot be ephemeral", module->name),
+				 errdetail("Its servers are state machines, which live from event to event."),
+				 errhint("Leave out ephemeral, or kind.")));
+	if (module->machine && !module->callbacks[DGEN_INIT].present)
+		dgen_callback_unusable(module, DGEN_INIT);
+	if (!create && module->machine != was_machine)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("kind of module \"%s\" cannot be changed", module->name),
+				 errdetail("Its servers would not know what they are."),
+				 errhint("Drop the module, and create it again.")));
+}
+
 /* -------------------------------------------------------------------- rights */
 
 /* 42501 */
@@ -600,6 +620,8 @@ static Jsonb *
 save_module(FunctionCallInfo fcinfo, DgenModuleRow *row, bool create)
 {
 	char	   *agreed = create ? NULL : TextDatumGetCString(row->values[MODULE_OWNER]);
+	DgenModule *before = create ? NULL : dgen_module_get(TextDatumGetCString(row->values[MODULE_NAME]), true);
+	bool		was_machine = before != NULL && before->machine;
 	DgenModule *module;
 	Jsonb	   *report;
 
@@ -611,6 +633,7 @@ save_module(FunctionCallInfo fcinfo, DgenModuleRow *row, bool create)
 	if (agreed != NULL)
 		check_agreed_owner(module, agreed);
 	check_found(module);
+	check_kind(module, create, was_machine);
 	check_maker(module);
 	check_owner_can_connect(module);
 	if (superuser_arg(module->owner) &&

@@ -169,6 +169,7 @@ fill_activation(Batch *b, BatchItem *item, DgenActivation *act)
 		act->message_vsn = item->msg->vsn;
 		act->request_id = item->msg->kind == 'r' ? item->msg->id : 0;
 		act->message_id = item->msg->id;
+		act->retried = item->msg->timer == 0;
 		act->call = item->kept;
 	}
 	else
@@ -277,7 +278,7 @@ deliver(Batch *b, BatchItem *item, DgenActivation *act)
 	DgenCall   *c = call_of(b, item);
 
 	if (act->postponed)
-		dgen_keep_item(b, item, true);
+		dgen_keep_item(b, item, !act->again);
 	else if (act->locked)
 		lock_server(b, item);
 	else if (c == NULL)
