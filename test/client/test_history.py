@@ -265,6 +265,51 @@ def test_two_at_once(cluster):
         assert_nothing_left(conn)
 
 
+def test_last_good_state(cluster):
+    """A server that keeps failing goes back to the state under which it last worked;
+    a supervised one that fails again goes further back each time, in the end to init."""
+    cluster.psql(MODULE % 100 + """
+        CREATE OR REPLACE FUNCTION app.init(args jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT '{"init": 1}'::jsonb $$;
+        CREATE OR REPLACE FUNCTION app.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb)
+        LANGUAGE plpgsql AS $$
+        BEGIN
+            IF state ? 'poison' THEN
+                RAISE division_by_zero;
+            END IF;
+            state := state || request;
+        END $$;
+        SELECT dgen.alter_module('app', on_crash_loop => 'rollback', crash_limit => 3);
+        SELECT dgen.supervise('s', '{"strategy": "one_for_one", "intensity": 10, "period": "60 s",
+            "children": [{"id": "k", "server": "app/2", "state": "last_good"}]}')""")
+    call = "SELECT dgen.call(%s, %s::jsonb)"
+    good = [{"init": 1}, {"init": 1, "a": 1}, {"init": 1, "a": 1, "b": 2}]
+
+    def poison(conn, server):
+        conn.execute(call, (server, '{"poison": true}'))
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            conn.execute(call, (server, "{}"))
+
+    with cluster.connect() as conn:
+        state = "SELECT dgen.state(%s)"
+        for server in ("app/1", "app/2"):
+            conn.execute(call, (server, '{"a": 1}'))
+            conn.execute(call, (server, '{"b": 2}'))
+            poison(conn, server)
+        for _ in range(2):
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                conn.execute(call, ("app/1", "{}"))
+        wait_for(lambda: value(conn, state, "app/1") == good[2])
+        assert conn.execute("SELECT kind, sender, from_version FROM dgen.history('app/1', 4)").fetchall() == [
+            ("rollback", "dgen", 3)]
+        conn.execute(call, ("app/1", '{"c": 3}'))
+        for expected in (good[2], good[1], good[0]):
+            wait_for(lambda: value(conn, state, "app/2") == expected)
+            poison(conn, "app/2")
+        wait_for(lambda: value(conn, state, "app/2") == good[0])
+        assert value(conn, "SELECT array_agg(kind) FROM dgen.history('app/2', 4) WHERE kind <> 'call'") == [
+            "rollback", "rollback", "init", "init"]
+
+
 def test_dump_and_restore(cluster):
     """A dump has the history, and what is restored goes on with it."""
     cluster.psql(MODULE % 100)
