@@ -1409,9 +1409,11 @@ extern void dgen_end_incarnation(DgenModule *module, DgenServer *server, const c
 								 bool keep_state);
 extern int	dgen_limit_waits(void);	/* for leases; returns the nest level of settings */
 extern void dgen_check_not_exit(const DgenMessage *msg);
-extern void dgen_supervisor_at_exit(void);
-extern void dgen_supervisor_settle_now(const char *address);
+
+/* ----------------------------------------------------- supervisor_restart.c */
 extern void dgen_supervisor_settle(const char *address);	/* worker, between transactions */
+extern void dgen_supervisor_settle_now(const char *address);	/* in this transaction */
+extern void dgen_supervisor_at_exit(void);
 
 /* ---------------------------------------------------------------- crash.c */
 /* the nth newest good state; false: there is none, nothing was changed */

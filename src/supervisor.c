@@ -1,43 +1,32 @@
 /*-------------------------------------------------------------------------
  *
  * supervisor.c
- *	  Starting and ending the children of supervisors, and what becomes of a
- *	  tree when one of them ends.
+ *	  Starting and ending the children of supervisors.
  *
  * A child that ends, by an error (crash.c), by exit, or by an operator's stop
  * or kill, is no longer active, and its row says whether it is to be restarted:
  * continue_id then is the id of its exit message, of kind 'x', which was
  * inserted in the transaction that ended it.  So an end is as durable as the
  * end itself, and whoever finds the server down (cut.c) has it restarted, in
- * the first place the worker that saw it end.  Until then nothing of the server
- * runs: its messages and calls wait.  A supervised server without an
- * incarnation and without an exit message is kept down: calls are refused,
- * messages wait.
+ * the first place the worker that saw it end (supervisor_restart.c).  Until
+ * then nothing of the server runs: its messages and calls wait.  A supervised
+ * server without an incarnation and without an exit message is kept down: calls
+ * are refused, messages wait.
  *
- * The restart is a transaction of its own in a worker: the lock of the tree
- * first, then the leases of all servers concerned in the order of their
- * hashes, waiting, then the transaction's snapshot.  What cannot be started
- * counts as another restart; beyond the intensity the supervisor ends its
- * children and itself, and the one above decides in the same way.
+ * All of this is done under the lock of the tree and the leases of the servers,
+ * but for the end of a child by itself, which has its lease only.
  *
  *-------------------------------------------------------------------------
  */
 #include "supervisor.h"
 
 #include "access/xact.h"
-#include "common/pg_prng.h"
-#include "storage/proc.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
-#include "utils/wait_event.h"
 #include "worker.h"
-
-#define MAX_CONFLICTS 20
-
-static int64 in_hand = 0;		/* exit message whose restart runs in this worker */
 
 /* ---------------------------------------------------------------- exit messages */
 
@@ -116,8 +105,8 @@ send_exit(DgenModule *module, DgenServer *server, const char *reason)
 }
 
 /* Forget the exit message of a server that is about to live again, or to stay down. */
-static void
-drop_exit(DgenServer *server)
+void
+dgen_exit_drop(DgenServer *server)
 {
 	DgenTable  *table;
 	ScanKeyData key;
@@ -220,8 +209,8 @@ disarm(void)
  * In a PG_CATCH, after the subtransaction: is it an error that is not about
  * the child, and must undo all that the tree has done so far?
  */
-static bool
-is_foreign(ErrorData *edata)
+bool
+dgen_restart_is_foreign(ErrorData *edata)
 {
 	bool		timeout = false;
 
@@ -244,8 +233,8 @@ is_foreign(ErrorData *edata)
 /* ---------------------------------------------------------------- children */
 
 /* The module of a child; NULL: it is gone. */
-static DgenModule *
-module_of(DgenChild *child, DgenAddress *address)
+DgenModule *
+dgen_child_module(DgenChild *child, DgenAddress *address)
 {
 	dgen_address_parse(child->server, strlen(child->server), address);
 	return dgen_module_get(address->module, true);
@@ -301,7 +290,7 @@ dgen_end_incarnation(DgenModule *module, DgenServer *server, const char *reason,
 		ErrorData  *edata = dgen_subxact_abort(old, owner);
 
 		*server = before;
-		if (is_foreign(edata))
+		if (dgen_restart_is_foreign(edata))
 		{
 			dgen_module_release(module);
 			ReThrowError(edata);
@@ -321,14 +310,14 @@ static void
 end_server(DgenChild *child, const char *reason, bool keep_state)
 {
 	DgenAddress address;
-	DgenModule *module = module_of(child, &address);
+	DgenModule *module = dgen_child_module(child, &address);
 	DgenTable  *table;
 	DgenServer *server;
 
 	if (module == NULL)
 		return;
 	server = dgen_admin_open(module, &address, &table);
-	drop_exit(server);
+	dgen_exit_drop(server);
 	if (server->active)
 	{
 		/* not an end that its supervisor is to be told of */
@@ -378,10 +367,10 @@ forget_child(DgenChild *child)
 		if (sup != NULL)
 			dgen_supervisor_delete(sup);
 	}
-	else if ((module = module_of(child, &address)) != NULL)
+	else if ((module = dgen_child_module(child, &address)) != NULL)
 	{
 		server = dgen_admin_open(module, &address, &table);
-		drop_exit(server);
+		dgen_exit_drop(server);
 		server->supervised = false;
 		server->erased = !server->active && !server->suspended && !server->failing &&
 			server->state == NULL && module->delete_on_stop;
@@ -447,7 +436,7 @@ static void
 start_server(DgenChild *child, int depth)
 {
 	DgenAddress address;
-	DgenModule *module = module_of(child, &address);
+	DgenModule *module = dgen_child_module(child, &address);
 	DgenTable  *table;
 	DgenServer *server;
 	ErrorContextCallback callback;
@@ -465,7 +454,7 @@ start_server(DgenChild *child, int depth)
 						   child->server, child->id, child->supervisor),
 				 errhint("Remove the child by dgen.delete_child().")));
 	server = dgen_admin_open(module, &address, &table);
-	drop_exit(server);
+	dgen_exit_drop(server);
 	if (server->active)
 	{
 		/* one that lives already is taken over as it is */
@@ -523,8 +512,8 @@ dgen_supervisor_start(DgenSupervisor *sup)
 }
 
 /* End those children, right to left; temporary ones go for good. */
-static void
-end_children(List *children, const char *reason, bool keep_state)
+void
+dgen_children_end(List *children, const char *reason, bool keep_state)
 {
 	for (int i = list_length(children) - 1; i >= 0; i--)
 	{
@@ -542,7 +531,7 @@ void
 dgen_supervisor_end(DgenSupervisor *sup, DgenSupervisorStatus status, const char *reason,
 					bool keep_state)
 {
-	end_children(dgen_child_list(sup->name), "shutdown", keep_state);
+	dgen_children_end(dgen_child_list(sup->name), "shutdown", keep_state);
 	/* one that has failed keeps saying why */
 	if (status == DGEN_SUPERVISOR_STOPPED && sup->status == DGEN_SUPERVISOR_FAILED)
 		return;
@@ -617,371 +606,4 @@ dgen_tree_take_leases(List *children)
 		(void) dgen_lease_take(hashes[i], true);
 	}
 	pfree(hashes);
-}
-
-/* ---------------------------------------------------------------- restarts */
-
-static bool handle_exit(DgenChild *child, const char *reason, bool lost);
-
-/* Whom the end of a child concerns, left to right; read anew. */
-static List *
-affected(DgenSupervisor *sup, DgenChild *child)
-{
-	List	   *found = NIL;
-	ListCell   *lc;
-
-	if (sup->strategy == DGEN_ONE_FOR_ONE)
-	{
-		child = dgen_child_read(child->supervisor, child->id);
-		return child ? list_make1(child) : NIL;
-	}
-	foreach(lc, dgen_child_list(sup->name))
-	{
-		DgenChild  *other = lfirst(lc);
-
-		if (sup->strategy == DGEN_ONE_FOR_ALL || other->position >= child->position)
-			found = lappend(found, other);
-	}
-	return found;
-}
-
-/* Count one more restart; false: that is more than the intensity allows. */
-static bool
-count_restart(DgenSupervisor *sup)
-{
-	TimestampTz now = GetCurrentTimestamp();
-	int64		period = 0;
-	int			kept = 0;
-
-	(void) dgen_interval_usecs(&sup->period, &period);
-	for (int i = 0; i < sup->nrestarts; i++)
-	{
-		if (sup->restarts[i] > now - period && sup->restarts[i] <= now)
-			sup->restarts[kept++] = sup->restarts[i];
-	}
-	sup->nrestarts = kept;
-	if (kept >= sup->intensity)
-		return false;
-	sup->restarts[sup->nrestarts++] = now;
-	dgen_supervisor_write(sup);
-	return true;
-}
-
-/* Of restarts one within a period of the other, which is the next? */
-static int
-next_in_streak(DgenSupervisor *sup, DgenChild *child)
-{
-	int64		period = 0;
-
-	(void) dgen_interval_usecs(&sup->period, &period);
-	if (child->restarted_at == 0 || GetCurrentTimestamp() - child->restarted_at > period)
-		return 1;
-	return child->streak + 1;
-}
-
-/* End those whom the strategy names right to left, and start them left to right. */
-static void
-restart_children(DgenSupervisor *sup, DgenChild *child, const char *reason, int attempt)
-{
-	List	   *children = affected(sup, child);
-	ListCell   *lc;
-
-	end_children(children, "shutdown", true);
-	foreach(lc, children)
-	{
-		DgenChild  *one = lfirst(lc);
-		int			depth = next_in_streak(sup, one) + attempt;
-
-		if (!one->exists || one->terminated)
-			continue;
-		dgen_child_start(one, depth);
-		one->restarts++;
-		one->streak = depth;
-		one->restarted_at = GetCurrentTimestamp();
-		one->reason = strcmp(one->id, child->id) == 0 ? pstrdup(reason) : pstrdup("shutdown");
-		dgen_child_write(one);
-	}
-}
-
-/* NULL, or the error that kept a child from being started; all is undone then. */
-static char *
-try_restart(DgenSupervisor *sup, DgenChild *child, const char *reason, int attempt)
-{
-	MemoryContext old = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	char	   *volatile failure = NULL;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(old);
-	PG_TRY();
-	{
-		restart_children(sup, child, reason, attempt);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *edata = dgen_subxact_abort(old, owner);
-
-		if (is_foreign(edata))
-			ReThrowError(edata);
-		failure = psprintf("%s: %s", unpack_sql_state(edata->sqlerrcode), edata->message);
-		FreeErrorData(edata);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(old);
-	CurrentResourceOwner = owner;
-	return failure;
-}
-
-/*
- * Too many restarts: the supervisor ends its children and itself, which is to
- * the one above as if a child of it had ended with reason "shutdown".
- */
-static void
-give_up(DgenSupervisor *sup, DgenChild *child, const char *reason)
-{
-	char	   *parent = dgen_supervisor_parent(sup->name);
-	char	   *why = psprintf("more than %d restarts in %s; the last one for child \"%s\": %s",
-							   sup->intensity,
-							   DatumGetCString(DirectFunctionCall1(interval_out,
-																   IntervalPGetDatum(&sup->period))),
-							   child->id, reason);
-	DgenChild  *self;
-
-	dgen_tree_take_leases(dgen_child_list(sup->name));
-	dgen_supervisor_end(sup, DGEN_SUPERVISOR_FAILED, why, true);
-	ereport(LOG,
-			(errmsg("supervisor \"%s\" has failed: %s", sup->name, why)));
-	self = parent ? dgen_child_read(parent, sup->name + strlen(parent) + 1) : NULL;
-	if (self == NULL || self->restart == DGEN_TRANSIENT)
-		return;
-	if (self->restart == DGEN_TEMPORARY)
-		dgen_child_remove(self, "shutdown");
-	else
-		handle_exit(self, "shutdown", false);
-}
-
-/*
- * A child has ended and is to be restarted.  lost: a process went down with
- * an earlier try, so that is only counted now, and tried again afterwards.
- * False: the supervisor is not running; the child stays down.
- */
-static bool
-handle_exit(DgenChild *child, const char *reason, bool lost)
-{
-	DgenSupervisor *sup = dgen_supervisor_read(child->supervisor);
-
-	if (sup == NULL || sup->status != DGEN_SUPERVISOR_RUNNING)
-		return false;
-	for (int attempt = 0;; attempt++)
-	{
-		char	   *failure;
-
-		if (!count_restart(sup))
-		{
-			give_up(sup, child, reason);
-			return true;
-		}
-		if (lost)
-			return true;
-		dgen_tree_take_leases(affected(sup, child));
-		ereport(LOG,
-				(errmsg("supervisor \"%s\" restarts child \"%s\": %s", sup->name, child->id, reason)));
-		failure = try_restart(sup, child, reason, attempt);
-		if (failure == NULL)
-			return true;
-		reason = failure;
-	}
-}
-
-/* ---------------------------------------------------------------- in a worker */
-
-/* Take away the exit message of a server that is to stay down. */
-static void
-stay_down(DgenChild *child, const char *address, bool supervised)
-{
-	DgenAddress to;
-	DgenModule *module;
-	DgenTable  *table;
-	DgenServer *server;
-
-	dgen_address_parse(address, strlen(address), &to);
-	module = dgen_module_get(to.module, true);
-	if (module == NULL)
-		return;
-	server = dgen_admin_open(module, &to, &table);
-	drop_exit(server);
-	if (server->supervised != supervised)
-		server->dirty = server->exists;
-	server->supervised = supervised;
-	dgen_admin_close(table, server);
-}
-
-/* Why the server is down, if it still waits for its restart; NULL: it does not. */
-static char *
-exit_reason(const char *address, int64 *exit_id)
-{
-	DgenTable  *table = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
-	DgenServer *server = dgen_server_read(table, address, dgen_address_hash(address, strlen(address)), NULL);
-
-	dgen_table_close(table);
-	if (!dgen_server_is_down(server) || server->continue_id == 0)
-		return NULL;
-	*exit_id = server->continue_id;
-	return server->stop_reason ? server->stop_reason : "unknown";
-}
-
-/* Is a module of theirs suspended?  Then the restart waits for its resume. */
-static bool
-is_suspended(List *children)
-{
-	ListCell   *lc;
-
-	check_stack_depth();
-	foreach(lc, children)
-	{
-		DgenChild  *child = lfirst(lc);
-		DgenAddress address;
-		DgenModule *module;
-
-		if (child->server == NULL)
-		{
-			if (is_suspended(dgen_child_list(dgen_child_path(child))))
-				return true;
-		}
-		else if ((module = module_of(child, &address)) != NULL && module->suspended)
-			return true;
-	}
-	return false;
-}
-
-/* The root of the tree of a supervisor. */
-static char *
-root_of(const char *supervisor)
-{
-	return pnstrdup(supervisor, strcspn(supervisor, "/"));
-}
-
-/*
- * Take the tree in hand, or all that this end concerns of it, and decide.
- * worker: that a process goes down with it is remembered.
- */
-static void
-settle(const char *address, bool whole_tree, bool worker)
-{
-	DgenChild  *child = dgen_child_of_server(address);
-	DgenSupervisor *sup;
-	List	   *concerned = NIL;
-	char	   *reason;
-	int64		exit_id = 0;
-	bool		lost = false;
-
-	if (child != NULL)
-	{
-		dgen_tree_lock(child->supervisor);
-		child = dgen_child_of_server(address);
-	}
-	sup = child ? dgen_supervisor_read(child->supervisor) : NULL;
-	if (sup != NULL)
-		concerned = affected(sup, child);
-	if (is_suspended(concerned))
-		return;
-	if (sup != NULL)
-		dgen_tree_take_leases(whole_tree ? dgen_child_list(root_of(sup->name)) : concerned);
-	else
-		(void) dgen_lease_take(dgen_address_hash(address, strlen(address)), true);
-	dgen_waitpoint_reach("dgen-restart");
-	reason = exit_reason(address, &exit_id);
-	if (reason == NULL)
-		return;
-	if (worker)
-	{
-		lost = dgen_hand_suspect(MyDatabaseId, exit_id);
-		dgen_hand_take(exit_id);
-		in_hand = exit_id;
-	}
-	PushActiveSnapshot(GetTransactionSnapshot());
-	if (sup == NULL ||
-		!handle_exit(child, lost ? "worker was lost while it restarted the child" : reason, lost))
-		stay_down(child, address, sup != NULL);
-	PopActiveSnapshot();
-	if (lost)
-		dgen_hand_forget(MyDatabaseId, exit_id);
-}
-
-/* Restart a child that has ended in this transaction, in it: for dgen.drain(). */
-void
-dgen_supervisor_settle_now(const char *address)
-{
-	settle(address, false, false);
-}
-
-/* One try; false: it has to be tried again. */
-static bool
-settle_once(const char *address, bool whole_tree, bool last)
-{
-	MemoryContext mcxt = CurrentMemoryContext;
-	volatile bool done = true;
-
-	PG_TRY();
-	{
-		SetCurrentStatementStartTimestamp();
-		StartTransactionCommand();
-		XactReadOnly = false;
-		XactIsoLevel = XACT_SERIALIZABLE;
-		(void) dgen_limit_waits();
-		settle(address, whole_tree, true);
-		dgen_waitpoint_reach("dgen-before-restart-commit");
-		CommitTransactionCommand();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *edata;
-
-		HOLD_INTERRUPTS();
-		MemoryContextSwitchTo(mcxt);
-		edata = CopyErrorData();
-		FlushErrorState();
-		AbortOutOfAnyTransaction();
-		MemoryContextSwitchTo(mcxt);
-		dgen_worker_disarm();
-		dgen_worker_forget_interrupt();
-		done = last || dgen_error_fault(edata->sqlerrcode) != DGEN_FAULT_CONFLICT;
-		if (done)
-			ereport(edata->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ? DEBUG1 : LOG,
-					(errcode(edata->sqlerrcode),
-					 errmsg("could not restart server \"%s\": %s", address, edata->message)));
-		RESUME_INTERRUPTS();
-	}
-	PG_END_TRY();
-	dgen_hand_clear();
-	in_hand = 0;
-	MemoryContextSwitchTo(mcxt);
-	return done;
-}
-
-/* The worker leaves in the middle of a restart (FATAL): the next try only counts. */
-void
-dgen_supervisor_at_exit(void)
-{
-	if (in_hand != 0)
-		dgen_hand_suspect_add(MyDatabaseId, in_hand);
-}
-
-/*
- * In a worker, between batches: a server of the last one was found down and is
- * to be restarted.  If that fails it is tried again when its entry, which was
- * parked, comes back.  After a conflict the whole tree is taken in hand before
- * the snapshot is.
- */
-void
-dgen_supervisor_settle(const char *address)
-{
-	for (int i = 0; !settle_once(address, i > 0, i >= MAX_CONFLICTS); i++)
-	{
-		(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 (long) (pg_prng_uint32(&pg_global_prng_state) % Min(2 << Min(i, 6), 50)),
-						 PG_WAIT_EXTENSION);
-		CHECK_FOR_INTERRUPTS();
-	}
 }

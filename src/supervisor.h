@@ -116,9 +116,13 @@ extern bool dgen_child_is_running(DgenChild *child);
 extern void dgen_child_start(DgenChild *child, int depth);
 extern void dgen_child_end(DgenChild *child, const char *reason, bool keep_state);
 extern void dgen_child_remove(DgenChild *child, const char *reason);
+extern void dgen_children_end(List *children, const char *reason, bool keep_state);
 extern void dgen_supervisor_start(DgenSupervisor *sup);
 extern void dgen_supervisor_end(DgenSupervisor *sup, DgenSupervisorStatus status,
 								const char *reason, bool keep_state);
 extern void dgen_tree_take_leases(List *children);
+extern void dgen_exit_drop(DgenServer *server);	/* its exit message, if there is one */
+extern DgenModule *dgen_child_module(DgenChild *child, DgenAddress *address);	/* NULL: gone */
+extern bool dgen_restart_is_foreign(ErrorData *edata);	/* not about the child */
 
 #endif							/* DGEN_SUPERVISOR_H */

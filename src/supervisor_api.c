@@ -13,6 +13,7 @@
  *
  *-------------------------------------------------------------------------
  */
+#include "module.h"
 #include "supervisor.h"
 
 #include "utils/acl.h"
@@ -117,6 +118,32 @@ check_member(DgenSupervisor *sup)
 			 errhint("Have a member of that role do it.")));
 }
 
+/* A tree without servers is for those who could have some. */
+static void
+check_may_supervise(DgenTree *tree)
+{
+	ListCell   *lc;
+
+	foreach(lc, tree->children)
+	{
+		if (((DgenChild *) lfirst(lc))->server != NULL)
+			return;
+	}
+	foreach(lc, dgen_module_rows())
+	{
+		DgenModuleRow *row = lfirst(lc);
+		DgenModule *module = dgen_module_get(TextDatumGetCString(row->values[MODULE_NAME]), true);
+
+		if (module != NULL && dgen_module_may_operate(module))
+			return;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied to make a supervisor"),
+			 errdetail("There is no module whose servers you may operate."),
+			 errhint("Create a module first, by dgen.create_module().")));
+}
+
 /* May the current user operate all servers of a child? */
 static bool
 may_operate(DgenChild *child)
@@ -141,16 +168,31 @@ may_operate(DgenChild *child)
 	return below != NIL;
 }
 
+pg_noreturn static void
+no_supervisor(const char *name)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("supervisor \"%s\" does not exist", name),
+			 errhint("View dgen.supervisors lists them; a nested one is named by its path, as 'shop/sub'.")));
+}
+
+/*
+ * Have a tree to ourselves, and the supervisor of this name in it; NULL: there
+ * is none.  Before the lock its owner is asked for, since nobody else may hold
+ * it; after it again, as the supervisor may be another one.
+ */
 static DgenSupervisor *
-find_supervisor(const char *name)
+lock_tree(const char *name)
 {
 	DgenSupervisor *sup = dgen_supervisor_read(name);
 
-	if (sup == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("supervisor \"%s\" does not exist", name),
-				 errhint("View dgen.supervisors lists them; a nested one is named by its path, as 'shop/sub'.")));
+	if (sup != NULL)
+		check_member(sup);
+	dgen_tree_lock(name);
+	sup = dgen_supervisor_read(name);
+	if (sup != NULL)
+		check_member(sup);
 	return sup;
 }
 
@@ -329,8 +371,7 @@ dgen_supervise(PG_FUNCTION_ARGS)
 	DgenSupervisor *old;
 
 	begin_change();
-	dgen_tree_lock(name);
-	old = dgen_supervisor_read(name);
+	old = lock_tree(name);
 	if (old != NULL && if_exists == IF_EXISTS_RETURN)
 		PG_RETURN_BOOL(false);
 	if (old != NULL && if_exists == IF_EXISTS_ERROR)
@@ -339,8 +380,7 @@ dgen_supervise(PG_FUNCTION_ARGS)
 				 errmsg("supervisor \"%s\" already exists", name),
 				 errdetail("It belongs to role \"%s\".", old->owner),
 				 errhint("Pass if_exists => 'return' to accept that, or 'replace' to put this tree in its place.")));
-	if (old != NULL)
-		check_member(old);
+	check_may_supervise(tree);
 	check_new_children(tree, old ? name : NULL);
 	dgen_tree_take_leases(list_concat(old ? all_children(name) : NIL, tree->children));
 	if (old != NULL)
@@ -360,9 +400,9 @@ dgen_stop_supervisor(PG_FUNCTION_ARGS)
 	List	   *children;
 
 	begin_change();
-	dgen_tree_lock(name);
-	sup = find_supervisor(name);
-	check_member(sup);
+	sup = lock_tree(name);
+	if (sup == NULL)
+		no_supervisor(name);
 	children = dgen_child_list(name);
 	dgen_tree_take_leases(children);
 	for (int i = list_length(children) - 1; i >= 0; i--)
@@ -379,9 +419,9 @@ dgen_restart_supervisor(PG_FUNCTION_ARGS)
 	DgenSupervisor *sup;
 
 	begin_change();
-	dgen_tree_lock(name);
-	sup = find_supervisor(name);
-	check_member(sup);
+	sup = lock_tree(name);
+	if (sup == NULL)
+		no_supervisor(name);
 	if (sup->status == DGEN_SUPERVISOR_RUNNING)
 		PG_RETURN_BOOL(false);
 	dgen_tree_take_leases(dgen_child_list(name));
@@ -402,9 +442,9 @@ dgen_start_child(PG_FUNCTION_ARGS)
 	DgenChild  *other;
 
 	begin_change();
-	dgen_tree_lock(name);
-	sup = find_supervisor(name);
-	check_member(sup);
+	sup = lock_tree(name);
+	if (sup == NULL)
+		no_supervisor(name);
 	check_running(sup);
 	other = dgen_child_read(name, child->id);
 	if (other != NULL)
@@ -425,13 +465,20 @@ child_argument(FunctionCallInfo fcinfo, DgenSupervisor **sup)
 {
 	char	   *name = text_argument(fcinfo, 0, "name of a supervisor");
 	char	   *id = text_argument(fcinfo, 1, "id of a child");
-	DgenChild  *child;
+	DgenChild  *child = dgen_child_read(name, id);
 
 	begin_change();
-	dgen_tree_lock(name);
-	*sup = find_supervisor(name);
+	if (child != NULL && may_operate(child))
+	{
+		dgen_tree_lock(name);
+		*sup = dgen_supervisor_read(name);
+	}
+	else
+		*sup = lock_tree(name);
+	if (*sup == NULL)
+		no_supervisor(name);
 	child = dgen_child_read(name, id);
-	if (child == NULL || !may_operate(child))
+	if (child != NULL && !may_operate(child))
 		check_member(*sup);
 	if (child == NULL)
 		ereport(ERROR,
@@ -522,6 +569,11 @@ dgen_may_supervise(PG_FUNCTION_ARGS)
 Datum
 dgen_check_supervisor(PG_FUNCTION_ARGS)
 {
-	check_member(find_supervisor(text_argument(fcinfo, 0, "name of a supervisor")));
+	char	   *name = text_argument(fcinfo, 0, "name of a supervisor");
+	DgenSupervisor *sup = dgen_supervisor_read(name);
+
+	if (sup == NULL)
+		no_supervisor(name);
+	check_member(sup);
 	PG_RETURN_BOOL(true);
 }
