@@ -20,7 +20,7 @@
 #include "utils/array.h"
 #include "utils/rel.h"
 
-#define TREE_LOCK_CLASS 0xD8
+#define TREE_LOCK_CLASS 0xD4
 
 /* columns of dgen.supervisor, from 0 */
 enum

@@ -356,6 +356,9 @@ RESET ROLE;
 CREATE ROLE regress_dgen_super2 LOGIN;
 CREATE SCHEMA super2 AUTHORIZATION regress_dgen_super2;
 SET ROLE regress_dgen_super2;
+-- who has no module makes no supervisor, and takes no lock of somebody else's
+SELECT pg_temp.try($$SELECT dgen.supervise('mine', '{}')$$);
+SELECT pg_temp.error($$SELECT dgen.supervise('first', '{}', if_exists => 'return')$$);
 CREATE FUNCTION super2.handle_cast(message jsonb, state jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT state';
 SELECT dgen.create_module('super2') -> 'created';
 SELECT pg_temp.try($$SELECT dgen.supervise('second', '{"children": [{"server": "super2/a"}, {"server": "super/two"}]}')$$);
