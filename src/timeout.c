@@ -127,11 +127,12 @@ note_use(DgenModule *module, DgenServer *server, TimestampTz now)
 	wake_at(module, server, expires_at(module, server), now);
 }
 
-/* Has the server something to do yet, that keeps it from going? */
+/* Has the server something to do yet, or a supervisor, that keeps it from going? */
 static bool
 is_engaged(DgenServer *server)
 {
-	return server->failing || server->suspended || server->postponed > 0 || server->lock_id != 0;
+	return server->failing || server->suspended || server->supervised ||
+		server->postponed > 0 || server->lock_id != 0;
 }
 
 /* ---------------------------------------------------------------- setting */

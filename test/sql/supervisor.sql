@@ -219,6 +219,7 @@ SELECT dgen.start_child('modes', '{"id": "q", "server": "super/q", "not_a_crash"
 SELECT dgen.start_child('modes', '{"id": "i", "server": "super/i", "state": "init", "args": [1]}');
 SELECT super.crash('q');
 SELECT pg_temp.error($$SELECT dgen.call('super/q', '{"do": "super.fail(''P0001'')"}')$$);
+SELECT super.settled();
 SELECT dgen.call('super/i', 'null');
 SELECT super.crash('i');
 SELECT super.settled();
@@ -402,6 +403,14 @@ SELECT dgen.delete_child('first', 'one');
 SELECT count(*) FROM dgen.servers WHERE server = 'super/one';
 SELECT dgen.start_child('first', '{"server": "super/two"}');
 SELECT dgen.alter_module('super', on_stop => 'keep') -> 'created';
+
+-- a child does not expire
+SELECT dgen.alter_module('super', expire_after => '100 ms') -> 'created';
+SELECT dgen.call('super/two', 'null'), dgen.call('super/idle', 'null');
+SELECT pg_temp.until($$NOT EXISTS (SELECT FROM dgen.servers WHERE server = 'super/idle')$$);
+SELECT status FROM dgen.servers WHERE server = 'super/two';
+SELECT dgen.alter_module('super', expire_after => '0') -> 'created';
+SELECT super.logged() IS NOT NULL;
 
 --
 -- on_crash_loop
