@@ -18,8 +18,9 @@ import mailbox
 import scale
 import snapshots
 import state
+import timers
 
-ROWS = calls.ROWS + mailbox.ROWS + snapshots.ROWS + state.ROWS + scale.ROWS
+ROWS = calls.ROWS + mailbox.ROWS + snapshots.ROWS + state.ROWS + timers.ROWS + scale.ROWS
 
 COLUMNS = ["row", "what", "unit", "dgen", "baseline", "ratio", "ratio_min", "ratio_max", "goal",
            "floor", "judged", "reached", "baseline_is", "dgen_runs", "baseline_runs"]
