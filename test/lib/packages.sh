@@ -20,6 +20,7 @@ need_packages() {
             pytest) "$PYTHON" -c 'import pytest' 2>/dev/null || missing+=(python3-pytest) ;;
             matplotlib) "$PYTHON" -c 'import matplotlib' 2>/dev/null || missing+=(python3-matplotlib) ;;
             hypothesis) "$PYTHON" -c 'import hypothesis' 2>/dev/null || missing+=(python3-hypothesis) ;;
+            cron) cron_is_there || ! may_install || missing+=(cron) ;;
             plpython) plpython_is_there || ! may_install || missing+=(plpython) ;;
             *) echo "need_packages: $name?" >&2; return 2 ;;
         esac
@@ -60,6 +61,10 @@ need_packages() {
     for name in "${missing[@]}"; do
         case $name in
             server) packages+=("postgresql-$version" "postgresql-server-dev-$version") ;;
+            cron)
+                # not every Debian has it for every server; its test is skipped then
+                name=postgresql-$(debian_server || echo "$version")-cron
+                ! apt-cache show "$name" >/dev/null 2>&1 || packages+=("$name") ;;
             plpython) packages+=("postgresql-plpython3-$(debian_server || echo "$version")") ;;
             *) packages+=("$name") ;;
         esac
@@ -97,6 +102,16 @@ debian_server() {
         /usr/lib/postgresql/*) config=${config#/usr/lib/postgresql/}; echo "${config%%/*}" ;;
         *) return 1 ;;
     esac
+}
+
+# pg_cron for it, as PL/Python below.
+cron_is_there() {
+    local version
+    if version=$(debian_server); then
+        [ -e "/usr/share/postgresql/$version/extension/pg_cron.control" ]
+    else
+        [ -n "${PG_CONFIG:-}" ]
+    fi
 }
 
 # PL/Python for that server.  For others it is not looked for: what needs it
