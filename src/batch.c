@@ -233,6 +233,7 @@ static int	wanted = DGEN_MAX_BATCH;
 int
 dgen_batch_wanted(void)
 {
+	Assert(wanted > 0 && wanted <= DGEN_MAX_BATCH);
 	return wanted;
 }
 

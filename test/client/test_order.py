@@ -204,6 +204,31 @@ def test_prepared(db, conn, between, targets):
             assert (state.count("first"), state.count("second")) == (1, 1)
 
 
+def test_backlog_after_restart(db, conn):
+    """More messages than a batch takes were there before the server's start,
+    and nothing is sent since."""
+    n = 600
+    conn.execute("SELECT dgen.call('lane/backlog', 'null')")
+    conn.execute("SELECT dgen.suspend('lane/backlog')")
+    conn.execute("SELECT count(dgen.cast('lane/backlog', to_jsonb(i))) FROM generate_series(1, %s) i", (n,))
+    db.restart()
+    with db.connect() as again:
+        again.execute("SELECT dgen.resume('lane/backlog')")
+        wait_state(again, "lane/backlog", lambda state: len(state) == n)
+        assert value(again, STATE, "lane/backlog") == list(range(1, n + 1))
+
+
+def test_short_mailboxes(db, conn):
+    """Batches that have room for most of the servers that they take, not all."""
+    conn.execute("SELECT dgen.suspend(module => 'last')")
+    conn.execute("""SELECT count(dgen.cast('last/short' || i, jsonb_build_object(k::text, i)))
+                    FROM generate_series(1, 1000) i, LATERAL generate_series(1, 1 + i % 2) k""")
+    conn.execute("SELECT dgen.resume(module => 'last')")
+    wait_idle(conn)
+    assert value(conn, """SELECT count(*) FROM dgen.servers s, jsonb_object_keys(state)
+                          WHERE server LIKE 'last/short%'""") == 1500
+
+
 def test_prepared_delayed(db, conn):
     """A delayed message that was due before its sender committed."""
     with db.connect(autocommit=False) as mine:
