@@ -161,7 +161,7 @@ COMMENT ON COLUMN dgen.modules.module IS 'name: what stands before the first / o
 COMMENT ON COLUMN dgen.modules.owner IS 'role that callbacks run as';
 COMMENT ON COLUMN dgen.modules.schema_name IS 'schema that is searched for callbacks';
 COMMENT ON COLUMN dgen.modules.callbacks IS 'callbacks found, and the functions that they are';
-COMMENT ON COLUMN dgen.modules."external" IS 'reserved';
+COMMENT ON COLUMN dgen.modules."external" IS 'clients handle its messages, see dgen.take_work()';
 COMMENT ON COLUMN dgen.modules.ephemeral IS 'servers keep no state';
 COMMENT ON COLUMN dgen.modules.auto_start IS 'a server that does not run is started by its first message';
 COMMENT ON COLUMN dgen.modules.on_stop IS 'keep or delete: what becomes of a stopped server''s state';
@@ -194,7 +194,7 @@ COMMENT ON COLUMN dgen.modules.timezone IS 'time zone that callbacks run with; n
 COMMENT ON COLUMN dgen.modules.operators IS 'role whose members may operate servers; null: members of the owner only, as in the next two';
 COMMENT ON COLUMN dgen.modules.clients IS 'role whose members may send infos to a module without handle_info';
 COMMENT ON COLUMN dgen.modules.readers IS 'role whose members may see states and messages';
-COMMENT ON COLUMN dgen.modules.workers IS 'reserved';
+COMMENT ON COLUMN dgen.modules.workers IS 'role whose members may take work of an external module';
 COMMENT ON COLUMN dgen.modules.vsn IS 'version of the module''s code';
 COMMENT ON COLUMN dgen.modules.kind IS 'server, or statem: its servers are state machines';
 COMMENT ON COLUMN dgen.modules.created_at IS 'when the module was made';

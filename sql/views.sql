@@ -81,6 +81,7 @@ CREATE VIEW dgen.servers WITH (security_barrier) AS
 		s.suspended_by,
 		s.failing,
 		s.lock_id AS locked_for,
+		s.locked_until,
 		s.incarnation,
 		s.version,
 		dgen.masked_state(s.server, s.state, s.base_version, s.version) AS state,
@@ -104,6 +105,7 @@ COMMENT ON COLUMN dgen.servers.suspended_at IS 'since when the server is suspend
 COMMENT ON COLUMN dgen.servers.suspended_by IS 'who suspended it: a role, or dgen; and why, if that was said';
 COMMENT ON COLUMN dgen.servers.failing IS 'a message of it has failed and is to be tried again, see dgen.messages';
 COMMENT ON COLUMN dgen.servers.locked_for IS 'message for which work is done outside of handlers, while the others wait; null: none';
+COMMENT ON COLUMN dgen.servers.locked_until IS 'of an external module: when the lease of that message ends';
 COMMENT ON COLUMN dgen.servers.incarnation IS 'how often it was started';
 COMMENT ON COLUMN dgen.servers.version IS 'version of its state; grows by one with each activation that changes it';
 COMMENT ON COLUMN dgen.servers.state IS 'its state, as the module''s format_status shows it; see dgen.state() for the raw one';

@@ -39,7 +39,8 @@ typedef enum Subject
 /* a module that this transaction has resumed, or a server that it has stopped */
 typedef struct Change
 {
-	Oid			owner;
+	Oid			owner;			/* of its pool, as the next */
+	DgenPoolKind pool;
 	int32		module_id;
 	int64		hash;			/* 0: the module was resumed */
 } Change;
@@ -126,7 +127,8 @@ remember_change(DgenModule *module, int64 hash)
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
 	Change	   *entry = palloc(sizeof(Change));
 
-	entry->owner = module->owner;
+	entry->owner = DGEN_POOL_OWNER(module);
+	entry->pool = DGEN_POOL_OF(module);
 	entry->module_id = module->id;
 	entry->hash = hash;
 	changes = lappend(changes, entry);
@@ -651,7 +653,8 @@ tell_changes(void)
 		Change	   *entry = lfirst(lc);
 
 		if (entry->hash != 0)
-			dgen_ready_stop_calls(MyDatabaseId, entry->owner, entry->module_id, entry->hash);
+			dgen_ready_stop_calls(MyDatabaseId, entry->owner, entry->pool, entry->module_id,
+								  entry->hash);
 		else
 		{
 			dgen_ready_ring_module(MyDatabaseId, entry->owner, entry->module_id);

@@ -152,6 +152,7 @@ extern int64 dgen_keep_item(Batch *b, BatchItem *item, bool postponed);
 /* failure.c: what becomes of a message that failed alone */
 extern void dgen_failure_record(Batch *b, BatchItem *item);
 extern void dgen_failure_crash(Batch *b, BatchItem *item);
+extern void dgen_failure_note(Batch *b, BatchItem *item);
 extern void dgen_failure_accuse(Batch *b, BatchItem *item); /* before a suspect runs */
 extern void dgen_failure_forget(Batch *b, DgenServer *server, int64 message_id);
 

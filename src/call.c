@@ -395,7 +395,7 @@ issue(DgenModule *module, const DgenAddress *to, Jsonb *request, TimestampTz dea
 	lay_out(call, to, role, request_key, context, request);
 
 	o = track(call, self, module, to);
-	if (!dgen_ready_add_call(module->owner, call, self))
+	if (!dgen_ready_add_call(DGEN_POOL_OWNER(module), DGEN_POOL_OF(module), call, self))
 	{
 		dgen_call_unref(call, self);
 		untrack(o);

@@ -184,6 +184,15 @@ take_place(DgenCall *call, dsa_pointer self)
 	return place;
 }
 
+void
+dgen_deferred_wait(DgenCall *call, dsa_pointer self, DgenCallState then)
+{
+	int			place = take_place(call, self);
+
+	pg_atomic_fetch_add_u32(&call->refs, 1);
+	add_change(place, false, call->id, then, NULL);
+}
+
 /*
  * The handler of a call said noreply, or keeps it: give the call a place,
  * unless its reply came already.
@@ -193,7 +202,6 @@ dgen_deferred_call(Batch *b, int callno, DgenCallState then)
 {
 	DgenCall   *call = b->calls[callno].call;
 	Change	   *early = find_change(call->id, false);
-	int			place;
 
 	if (early != NULL)
 	{
@@ -201,9 +209,7 @@ dgen_deferred_call(Batch *b, int callno, DgenCallState then)
 		dgen_batch_answer(b, callno);
 		return false;
 	}
-	place = take_place(call, b->calls[callno].self);
-	pg_atomic_fetch_add_u32(&call->refs, 1);
-	add_change(place, false, call->id, then, NULL);
+	dgen_deferred_wait(call, b->calls[callno].self, then);
 	return true;
 }
 

@@ -33,6 +33,7 @@ xact_callback(XactEvent event, void *arg)
 	}
 	dgen_batch_xact_callback(event);
 	dgen_deferred_xact_callback(event);
+	dgen_external_xact_callback(event);
 	dgen_waiter_xact_callback(event);
 	dgen_mailbox_xact_callback(event);
 	dgen_admin_xact_callback(event);
@@ -55,6 +56,7 @@ subxact_callback(SubXactEvent event, SubTransactionId my, SubTransactionId paren
 	dgen_scope_subxact(event, my, parent);
 	dgen_server_subxact(event, my, parent);
 	dgen_deferred_subxact(event, my, parent);
+	dgen_external_subxact(event, my, parent);
 	dgen_mailbox_subxact(event, my, parent);
 }
 

@@ -312,6 +312,7 @@ extern DgenCallback *dgen_module_state_callback(DgenModule *module, const char *
  */
 extern void dgen_module_check_send(DgenModule *module, DgenCallbackKind kind);
 extern void dgen_module_check_operate(DgenModule *module);
+extern void dgen_module_check_work(DgenModule *module);	/* member of the owner or of workers */
 extern bool dgen_module_may_operate(DgenModule *module);
 extern bool dgen_module_may_read(DgenModule *module);
 extern void dgen_module_check_read(DgenModule *module);
@@ -485,8 +486,13 @@ typedef enum DgenPoolKind
 {
 	DGEN_POOL_HANDLERS,			/* messages and calls */
 	DGEN_POOL_LONG,				/* what may take long: effects; handle_locked, under -module id */
+	DGEN_POOL_EXTERNAL,			/* of one module, whose id stands for the owner; no workers */
 	DGEN_NPOOL_KINDS
 } DgenPoolKind;
+
+/* the pool in which a module's servers are queued */
+#define DGEN_POOL_OF(module) ((module)->external ? DGEN_POOL_EXTERNAL : DGEN_POOL_HANDLERS)
+#define DGEN_POOL_OWNER(module) ((module)->external ? (Oid) (module)->id : (module)->owner)
 
 /* a queue of ready servers: those of one module owner in one database */
 typedef struct DgenPool
@@ -499,6 +505,8 @@ typedef struct DgenPool
 	int			head;			/* ring of ready entries */
 	int			tail;
 	int			nready;
+	int			nentries;		/* queued, running and parked */
+	bool		overflow;		/* some found no room: see dgen_ready_ring() */
 	int			parked;			/* list of parked entries */
 	TimestampTz park_due;		/* when the first of them is, at the earliest */
 	int			nworkers;		/* registered or running */
@@ -639,9 +647,9 @@ extern void dgen_ready_init(void *place, bool found);
 /* queues a server if it is not; false when there is no room (nothing raised) */
 extern bool dgen_ready_ring(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int64 hash);
 /* the calls that wait for a server are told that it was stopped (nothing raised) */
-extern void dgen_ready_stop_calls(Oid database, Oid owner, int32 module_id, int64 hash);
+extern void dgen_ready_stop_calls(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int64 hash);
 struct DgenCall;
-extern bool dgen_ready_add_call(Oid owner, struct DgenCall *call, dsa_pointer self);
+extern bool dgen_ready_add_call(Oid owner, DgenPoolKind kind, struct DgenCall *call, dsa_pointer self);
 /* is there an entry for it, in whatever state? (nothing raised) */
 extern bool dgen_ready_known(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int64 hash);
 /* takes a still queued call off its entry; false if a worker has it */
@@ -657,6 +665,10 @@ typedef struct DgenTaken
 	int			deferrals;		/* leases missed in a row */
 } DgenTaken;
 extern int	dgen_ready_take(int pool, bool allow_slow, int max, DgenTaken *taken, int32 *module_id);
+/* takes one of an external module; its pool, or DGEN_NONE */
+extern int	dgen_ready_take_external(int32 module_id, DgenTaken *taken);
+/* is there one?  if not, *due is when there will be, or DT_NOEND */
+extern bool dgen_ready_external(int32 module_id, TimestampTz now, TimestampTz *due);
 /* gives one back: with the calls that are left, queued again if more or rung */
 extern void dgen_ready_give_back(int pool, DgenTaken *taken, bool more, TimestampTz park_until);
 extern TimestampTz dgen_ready_unpark(int pool, TimestampTz now);	/* next park_until, or DT_NOEND */
@@ -1306,6 +1318,8 @@ extern void dgen_kept_settle_error(DgenCall *call, const DgenError *error);
 extern void dgen_kept_fail(const char *token, const DgenError *error);
 /* at once: its caller asked for it, and its handler's transaction has been rolled back */
 extern void dgen_kept_cancelled(const char *token);
+/* gives a call that runs a place; what it is when this transaction commits */
+extern void dgen_deferred_wait(DgenCall *call, dsa_pointer self, DgenCallState then);
 extern void dgen_deferred_forget(uint64 call_id);
 /* answers, at the commit, a call whose handler said noreply or lock; nothing if nobody waits */
 extern void dgen_deferred_answer(const char *token, Jsonb *reply, const DgenError *error);
@@ -1352,6 +1366,10 @@ extern bool dgen_lock_is_for(const char *server, int64 message_id);	/* without t
 extern void dgen_locked_serve(int pool, DgenTaken *taken, int32 module_id);
 extern void dgen_locked_at_exit(bool sent_away);
 
+/* -------------------------------------------------------------- external.c */
+extern void dgen_external_xact_callback(XactEvent event);
+extern void dgen_external_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
+
 /* --------------------------------------------------------------- effect.c
  *
  * Effects of a server: messages of kind 'e', whose hash is that of a stream of
@@ -1378,6 +1396,8 @@ extern int	dgen_drain_server(const DgenAddress *to);
 extern void dgen_postpone(DgenModule *module, DgenServer *server, DgenMessage *msg);
 /* the server has changed: what was postponed goes back to the mailbox */
 extern void dgen_postponed_replay(DgenModule *module, DgenServer *server);
+/* the message that a call becomes, with its token */
+extern void dgen_call_message(DgenModule *module, DgenServer *server, DgenCall *call, DgenMessage *msg);
 extern bool dgen_postponed_find(int64 id, DgenMessage *msg);
 extern bool dgen_postponed_delete(int64 id);
 
@@ -1458,6 +1478,9 @@ extern bool dgen_timer_of(int64 id, char **server, char **sender_role);
 /* ----------------------------------------------------------------- reply.c */
 extern void dgen_reply_announce_rest(void); /* keeper, in a transaction */
 extern Jsonb *dgen_reply_by_key(const char *server, const char *key, int64 *request_hash);
+/* gives whoever waits for a message's reply what it is */
+extern void dgen_reply_to(DgenModule *module, DgenMessage *msg, Jsonb *reply);
+extern int64 dgen_request_hash(Jsonb *request);
 extern void dgen_reply_store(DgenModule *module, int64 id, const char *server, const char *request_key,
 							 int64 request_hash, const char *sender_role, Jsonb *reply, Jsonb *error);
 
@@ -1469,7 +1492,8 @@ extern void dgen_reply_store(DgenModule *module, int64 id, const char *server, c
 typedef enum DgenWaitKind
 {
 	DGEN_WAIT_REPLY,
-	DGEN_WAIT_STATE
+	DGEN_WAIT_STATE,
+	DGEN_WAIT_WORK				/* of an external module, by its id */
 } DgenWaitKind;
 
 #define DGEN_WAIT_ANY 0			/* a waiter's key: any of its kind */
@@ -1481,6 +1505,7 @@ extern void dgen_waiter_remove(void);	/* all of this process */
 extern void dgen_waiter_at_abort(void); /* at the abort of any (sub)transaction */
 /* no ERROR in these: they may be called from commit callbacks */
 extern bool dgen_waiters_any(void);
+extern void dgen_waiter_wake(DgenWaitKind kind, int64 key);	/* at once */
 extern void dgen_waiter_xact_callback(XactEvent event);
 /* wakes who waits for this when this transaction commits */
 extern void dgen_notify_at_commit(DgenWaitKind kind, int64 key);
@@ -1488,6 +1513,8 @@ extern void dgen_notify_at_commit(DgenWaitKind kind, int64 key);
 /* --------------------------------------------------------------- failure.c */
 extern void dgen_attempt_delete(int64 message_id);
 extern TimestampTz dgen_attempt_next(int64 message_id); /* 0: it has not failed */
+extern int	dgen_attempt_count(int64 message_id);
+extern void dgen_failure_settle(DgenServer *server);	/* is it still failing? own lease held */
 
 /* -------------------------------------------------------------- launcher.c */
 extern void dgen_launcher_register(void);	/* from _PG_init */

@@ -268,7 +268,7 @@ drain(const DgenAddress *to)
 		CHECK_FOR_INTERRUPTS();
 		module = dgen_module_by_id(one.module_id);
 		dgen_mailbox_forget_sent(one.id);
-		if (module == NULL || !find_message(&one, &msg))
+		if (module == NULL || module->external || !find_message(&one, &msg))
 			continue;
 		dgen_module_check_running(module);
 		(void) dgen_lease_take(msg.hash, true);

@@ -112,6 +112,17 @@ dgen_attempt_next(int64 message_id)
 	return a.next_at;
 }
 
+int
+dgen_attempt_count(int64 message_id)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_ATTEMPT, RowExclusiveLock);
+	Attempt		a;
+
+	read_attempt(table, message_id, &a);
+	dgen_table_close(table);
+	return a.attempts;
+}
+
 static void
 write_attempt(DgenTable *table, Attempt *a, DgenMessage *msg, const DgenError *error)
 {
@@ -205,7 +216,8 @@ run_handle_dead_letter(DgenModule *module, DgenMessage *msg, int attempts, const
 	MemoryContext old = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 
-	if (!module->callbacks[DGEN_HANDLE_DEAD_LETTER].present)
+	/* one that is external has no handlers, and this may be no worker */
+	if (!module->callbacks[DGEN_HANDLE_DEAD_LETTER].present || module->external)
 		return;
 	BeginInternalSubTransaction("handle_dead_letter");
 	MemoryContextSwitchTo(old);
@@ -406,19 +418,23 @@ record(Batch *b, BatchItem *item, bool crashed)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (msg->kind == DGEN_KIND_CALL && b->lock_token == 0)
 		fail_kept(b, messages, msg);
-	else if (decide(b, module, msg, &a))
+	else
 	{
-		bury(module, server, messages, attempts, msg, &a, b->error);
-		if (b->lock_token != 0)
+		bool		dead = decide(b, module, msg, &a);
+
+		if (dead)
+			bury(module, server, messages, attempts, msg, &a, b->error);
+		else
+		{
+			write_attempt(attempts, &a, msg, b->error);
+			dgen_due_at_commit(a.next_at);
+		}
+		/* handle_locked keeps its lock until the next attempt; a client's lease ends */
+		if (b->lock_token != 0 && (dead || module->external))
 		{
 			dgen_lock_end(server);
 			dgen_ring_at_end(module, server->hash);
 		}
-	}
-	else
-	{
-		write_attempt(attempts, &a, msg, b->error);
-		dgen_due_at_commit(a.next_at);
 	}
 	if (server != NULL)
 	{
@@ -432,6 +448,26 @@ record(Batch *b, BatchItem *item, bool crashed)
 	dgen_table_close(messages);
 	dgen_table_close(attempts);
 	dgen_table_close(servers);
+}
+
+/* The same in the present transaction, for work that a client has failed. */
+void
+dgen_failure_note(Batch *b, BatchItem *item)
+{
+	record(b, item, false);
+}
+
+/* A message of the server has ended well. */
+void
+dgen_failure_settle(DgenServer *server)
+{
+	DgenTable  *table;
+
+	if (!server->failing)
+		return;
+	table = dgen_table_open(DGEN_T_ATTEMPT, RowExclusiveLock);
+	note_failing(server, has_attempts(table, server->address));
+	dgen_table_close(table);
 }
 
 /* The error of a call, which has no row: only its server's fate is recorded. */

@@ -301,6 +301,13 @@ dgen_invoke_call(const DgenAddress *to, Jsonb *request, bool inlined)
 				 errmsg("%s cannot call servers", dgen_callback_name(dgen_scope->callback)),
 				 errhint("Use dgen.query() or dgen.state() to read them.")));
 	check_cycle(to);
+	if (module->external)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("server \"%s\" cannot be called in this transaction", to->text),
+				 errdetail("Module \"%s\" is external: its messages are handled by other clients.",
+						   module->name),
+				 errhint("Use dgen.send_request() or dgen.cast(), or from a client dgen.call().")));
 	dgen_module_check_send(module, DGEN_HANDLE_CALL);
 	dgen_module_check_running(module);
 	dgen_check_message(module, to, "call", request);

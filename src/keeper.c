@@ -219,8 +219,11 @@ ring_server(const char *address, int64 hash, DgenPoolKind pool)
 	name[slash - address] = '\0';
 
 	module = dgen_module_get(name, true);
-	if (module == NULL || module->external || !OidIsValid(module->owner))
+	if (module == NULL || !OidIsValid(module->owner))
 		return true;
+	if (pool == DGEN_POOL_HANDLERS)
+		return dgen_ready_ring(MyDatabaseId, DGEN_POOL_OWNER(module), DGEN_POOL_OF(module),
+							   module->id, hash);
 	return dgen_ready_ring(MyDatabaseId, module->owner, pool, module->id, hash);
 }
 

@@ -462,8 +462,8 @@ refuse_pools(Oid database)
 		DgenPool   *pool = &dgen_shared->pools[i];
 
 		LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
-		if (pool->used && pool->database == database && pool->nworkers == 0 &&
-			pool->refused_at == 0)
+		if (pool->used && pool->database == database && pool->kind != DGEN_POOL_EXTERNAL &&
+			pool->nworkers == 0 && pool->refused_at == 0)
 			pool->refused_at = pass_time;
 		LWLockRelease(&pool->lock);
 	}
@@ -708,7 +708,7 @@ view_pool(int poolno, bool free_if_quiet)
 	view->failures = pool->start_failures;
 	view->head_since = pool->head_since;
 	view->retry_at = pool->retry_at;
-	view->runnable = pool->nready > 0 && db != DGEN_NONE &&
+	view->runnable = pool->nready > 0 && pool->kind != DGEN_POOL_EXTERNAL && db != DGEN_NONE &&
 		dgen_shared->databases[db].kept_out == 0 &&
 		pg_atomic_read_u32(&dgen_shared->databases[db].armed) != 0;
 	if (db != DGEN_NONE)

@@ -514,10 +514,7 @@ give_reply(Work *w, DgenModule *module)
 
 	if (reply == NULL)
 		reply = dgen_json_null();
-	if (w->msg->kind == DGEN_KIND_REQUEST)
-		dgen_request_reply(module, w->msg, reply, NULL);
-	else if (w->msg->kind == DGEN_KIND_CALL)
-		dgen_deferred_answer(w->msg->token, reply, NULL);
+	dgen_reply_to(module, w->msg, reply);
 }
 
 static void

@@ -245,8 +245,8 @@ remember(int64 id, int64 hash, DgenModule *module, DgenPoolKind pool)
 	s->id = id;
 	s->hash = hash;
 	s->module_id = module->id;
-	s->owner = module->owner;
-	s->pool = pool;
+	s->owner = pool == DGEN_POOL_HANDLERS ? DGEN_POOL_OWNER(module) : module->owner;
+	s->pool = pool == DGEN_POOL_HANDLERS ? DGEN_POOL_OF(module) : pool;
 	s->subid = GetCurrentSubTransactionId();
 	s->due_at = 0;
 	s->engine = false;

@@ -994,6 +994,13 @@ dgen_module_check_operate(DgenModule *module)
 		refuse_member(module, "operate", "operators", module->operators);
 }
 
+void
+dgen_module_check_work(DgenModule *module)
+{
+	if (!member_of_owner(module) && !member_of_named(module->workers))
+		refuse_member(module, "take work of", "workers", module->workers);
+}
+
 bool
 dgen_module_may_read(DgenModule *module)
 {

@@ -350,6 +350,36 @@ init_row(const char *name, DgenModuleRow *row)
 
 /* -------------------------------------------------- is the module a module? */
 
+/* Clients handle its messages: what would need a worker must not be there. */
+static void
+check_external(DgenModule *module)
+{
+	static const DgenCallbackKind passive[] = {
+		DGEN_VALIDATE, DGEN_ACCEPT, DGEN_ATTRIBUTES, DGEN_FORMAT_STATUS, DGEN_FORMAT_MESSAGE
+	};
+
+	for (int kind = 0; kind < DGEN_NCALLBACKS; kind++)
+	{
+		bool		allowed = !module->callbacks[kind].present;
+
+		for (int i = 0; i < lengthof(passive); i++)
+			allowed |= passive[i] == kind;
+		if (!allowed)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("external module \"%s\" cannot have callback %s", module->name,
+							dgen_callback_name(kind)),
+					 errdetail("Its messages are handled by clients, which take them by dgen.take_work()."),
+					 errhint("Use a schema without such functions, or map the callback to null.")));
+	}
+	if (module->ephemeral || !module->auto_start || module->machine)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("external module \"%s\" cannot be %s", module->name,
+						module->ephemeral ? "ephemeral" : module->machine ? "a state machine" :
+						"without auto_start")));
+}
+
 static void
 check_found(DgenModule *module)
 {
@@ -375,11 +405,8 @@ check_found(DgenModule *module)
 		found += module->callbacks[kind].present;
 	}
 	if (module->external)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("external modules are not supported"),
-				 errhint("Leave out external => true, and give the module callbacks.")));
-	if (found == 0)
+		check_external(module);
+	else if (found == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_NO_CALLBACK),
 				 errmsg("module \"%s\" has no callbacks", module->name),
@@ -622,6 +649,7 @@ save_module(FunctionCallInfo fcinfo, DgenModuleRow *row, bool create)
 	char	   *agreed = create ? NULL : TextDatumGetCString(row->values[MODULE_OWNER]);
 	DgenModule *before = create ? NULL : dgen_module_get(TextDatumGetCString(row->values[MODULE_NAME]), true);
 	bool		was_machine = before != NULL && before->machine;
+	bool		was_external = !create && DatumGetBool(row->values[MODULE_OPTIONS]);
 	DgenModule *module;
 	Jsonb	   *report;
 
@@ -632,11 +660,19 @@ save_module(FunctionCallInfo fcinfo, DgenModuleRow *row, bool create)
 	module = dgen_module_build(row);
 	if (agreed != NULL)
 		check_agreed_owner(module, agreed);
+	if (!create && was_external != module->external)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("module \"%s\" cannot become %s", module->name,
+						module->external ? "external" : "one with handlers"),
+				 errdetail("Its messages are in the hands of workers, or of clients."),
+				 errhint("Drop the module, and make it anew.")));
 	check_found(module);
 	check_kind(module, create, was_machine);
 	check_maker(module);
-	check_owner_can_connect(module);
-	if (superuser_arg(module->owner) &&
+	if (!module->external)
+		check_owner_can_connect(module);
+	if (superuser_arg(module->owner) && !module->external &&
 		(agreed == NULL || strcmp(agreed, module->owner_name) != 0))
 		warn_of_superuser(module);
 

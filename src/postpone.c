@@ -137,30 +137,25 @@ dgen_postponed_delete(int64 id)
 	return done;
 }
 
-/* The message that a call becomes; false: it has its reply already. */
-static bool
-call_to_message(Batch *b, BatchItem *item, DgenMessage *msg, DgenCallState then)
+void
+dgen_call_message(DgenModule *module, DgenServer *server, DgenCall *call, DgenMessage *msg)
 {
-	DgenServer *server = b->servers[item->server].server;
-	DgenCall   *call = b->calls[item->call].call;
-
 	memset(msg, 0, sizeof(DgenMessage));
 	msg->token = dgen_deferred_token(call);
-	if (!dgen_deferred_call(b, item->call, then))
-		return false;
 	msg->id = call->place_is_id ? call->place : dgen_draw_id();
 	msg->hash = call->hash;
 	msg->kind = DGEN_KIND_CALL;
 	msg->sent_at = call->issued_at;
-	msg->expires_at = b->module->finish_late_calls ? DT_NOEND : call->deadline;
+	msg->expires_at = module->finish_late_calls ? DT_NOEND : call->deadline;
 	msg->server = server->address;
 	msg->sender_role = call->data + call->role_off;
 	msg->sender = call->data + call->sender_off;
+	/* the reply may be given when the call is gone */
+	msg->dedup_key = call->key_off ? call->data + call->key_off : NULL;
 	/* who stops a server has all that wait for it told so */
 	msg->incarnation = server->incarnation;
 	msg->context = call->context_off ? (Jsonb *) (call->data + call->context_off) : NULL;
 	msg->message = (Jsonb *) (call->data + call->request_off);
-	return true;
 }
 
 /*
@@ -176,8 +171,12 @@ dgen_keep_item(Batch *b, BatchItem *item, bool postponed)
 
 	if (msg == NULL)
 	{
+		DgenCall   *c = b->calls[item->call].call;
+
 		msg = &call;
-		if (!call_to_message(b, item, msg, then))
+		/* makes the secret that its place has, too */
+		dgen_call_message(b->module, b->servers[item->server].server, c, msg);
+		if (!dgen_deferred_call(b, item->call, then))
 			return 0;
 	}
 	else if (item->kept != NULL && dgen_kept_settle(item->kept, then, NULL) == DGEN_CALL_DONE)

@@ -204,6 +204,7 @@ new_entry(DgenPool *pool, int32 module_id, int64 hash)
 	entry->next = entry->prev = DGEN_NONE;
 	entry->bucket_next = *bucket;
 	*bucket = i;
+	pool->nentries++;
 	return i;
 }
 
@@ -217,6 +218,7 @@ free_entry(DgenPool *pool, int i)
 	while (*link != i)
 		link = &ready->entries[*link].bucket_next;
 	*link = entry->bucket_next;
+	pool->nentries--;
 	entry->state = DGEN_READY_FREE;
 
 	SpinLockAcquire(&dgen_shared->free_lock);
@@ -336,7 +338,8 @@ lock_pool(Oid database, Oid owner, DgenPoolKind kind)
 		pool->owner = owner;
 		pool->kind = kind;
 		pool->head = pool->tail = pool->parked = DGEN_NONE;
-		pool->nready = pool->nworkers = 0;
+		pool->nready = pool->nworkers = pool->nentries = 0;
+		pool->overflow = false;
 		pool->park_due = DT_NOEND;
 		pool->growth_asked = false;
 		pool->refused_at = 0;
@@ -403,6 +406,11 @@ wake_sleeper(DgenPool *pool)
 static void
 wake_worker(DgenPool *pool)
 {
+	if (pool->kind == DGEN_POOL_EXTERNAL)
+	{
+		dgen_waiter_wake(DGEN_WAIT_WORK, (int64) pool->owner);
+		return;
+	}
 	if (!wake_sleeper(pool) && (pool->nworkers == 0 || !pool->growth_asked))
 	{
 		pool->growth_asked = true;
@@ -434,6 +442,19 @@ ring_entry(DgenPool *pool, int i)
 }
 
 /*
+ * An external module that nobody takes work of must not fill the queue: what is
+ * beyond its part is found by the keeper when there is room again.
+ */
+static bool
+has_part(DgenPool *pool)
+{
+	if (pool->kind != DGEN_POOL_EXTERNAL || pool->nentries < dgen_max_ready / 8)
+		return true;
+	pool->overflow = true;
+	return false;
+}
+
+/*
  * Queue a server.  False when there is no room: then the keeper, which was
  * told, finds its messages later.
  */
@@ -446,6 +467,11 @@ dgen_ready_ring(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int
 	if (pool != NULL)
 	{
 		i = find_entry(pool, module_id, hash);
+		if (i == DGEN_NONE && !has_part(pool))
+		{
+			unlock_pool(pool);
+			return true;
+		}
 		if (i == DGEN_NONE)
 			i = new_entry(pool, module_id, hash);
 		if (i != DGEN_NONE)
@@ -472,7 +498,7 @@ dgen_ready_known(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, in
 	if (pool == NULL)
 		return false;
 	known = find_entry(pool, module_id, hash) != DGEN_NONE;
-	LWLockRelease(&pool->lock);
+	unlock_pool(pool);
 	return known;
 }
 
@@ -497,9 +523,9 @@ append_call(DgenReady *entry, DgenCall *call, dsa_pointer self)
 
 /* Put a call to its server's entry, in order of issue; false when no room. */
 bool
-dgen_ready_add_call(Oid owner, DgenCall *call, dsa_pointer self)
+dgen_ready_add_call(Oid owner, DgenPoolKind kind, DgenCall *call, dsa_pointer self)
 {
-	DgenPool   *pool = lock_pool(call->database, owner, DGEN_POOL_HANDLERS);
+	DgenPool   *pool = lock_pool(call->database, owner, kind);
 	int			i;
 
 	if (pool == NULL)
@@ -560,9 +586,9 @@ dgen_ready_withdraw(DgenCall *call, dsa_pointer self)
  * Called when that is visible, and before the lease is let go.
  */
 void
-dgen_ready_stop_calls(Oid database, Oid owner, int32 module_id, int64 hash)
+dgen_ready_stop_calls(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int64 hash)
 {
-	DgenPool   *pool = lock_pool(database, owner, DGEN_POOL_HANDLERS);
+	DgenPool   *pool = lock_pool(database, owner, kind);
 	int			i;
 
 	if (pool == NULL)
@@ -707,6 +733,55 @@ dgen_ready_unpark(int poolno, TimestampTz now)
 	return due;
 }
 
+/* The module's part of the queue is used up: there may be what found no room. */
+static void
+ask_for_rest(DgenPool *pool)
+{
+	DgenDatabase *db = dgen_database(MyDatabaseId, false);
+
+	if (!pool->overflow || pool->nready > 0 || db == NULL)
+		return;
+	pool->overflow = false;
+	pg_atomic_write_u32(&db->resweep, 1);
+	dgen_wake_keeper(MyDatabaseId, GetCurrentTimestamp());
+}
+
+int
+dgen_ready_take_external(int32 module_id, DgenTaken *taken)
+{
+	DgenPool   *pool = lock_pool(MyDatabaseId, (Oid) module_id, DGEN_POOL_EXTERNAL);
+	int			poolno;
+	int32		its_module;
+
+	if (pool == NULL)
+		return DGEN_NONE;
+	ask_for_rest(pool);
+	unlock_pool(pool);
+	poolno = pool - dgen_shared->pools;
+	(void) dgen_ready_unpark(poolno, GetCurrentTimestamp());
+	if (dgen_ready_take(poolno, true, 1, taken, &its_module) == 0)
+		return DGEN_NONE;
+	if (its_module == module_id)
+		return poolno;
+	/* the pool has become another's */
+	dgen_ready_give_back(poolno, taken, true, 0);
+	return DGEN_NONE;
+}
+
+bool
+dgen_ready_external(int32 module_id, TimestampTz now, TimestampTz *due)
+{
+	DgenPool   *pool = lock_pool(MyDatabaseId, (Oid) module_id, DGEN_POOL_EXTERNAL);
+
+	*due = DT_NOEND;
+	if (pool == NULL)
+		return false;
+	ask_for_rest(pool);
+	unlock_pool(pool);
+	*due = dgen_ready_unpark(pool - dgen_shared->pools, now);
+	return pool->nready > 0;
+}
+
 /*
  * Queue all parked servers of a module, which may be served again.
  */
@@ -718,7 +793,8 @@ dgen_ready_ring_module(Oid database, Oid owner, int32 module_id)
 		DgenPool   *pool = &dgen_shared->pools[p];
 
 		LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
-		for (int i = pool->used && pool->database == database && pool->owner == owner ?
+		for (int i = pool->used && pool->database == database &&
+			 pool->owner == (pool->kind == DGEN_POOL_EXTERNAL ? (Oid) module_id : owner) ?
 			 pool->parked : DGEN_NONE, next; i != DGEN_NONE; i = next)
 		{
 			next = ready->entries[i].next;

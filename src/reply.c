@@ -16,6 +16,7 @@
 #include "access/htup_details.h"
 #include "access/skey.h"
 #include "commands/async.h"
+#include "common/hashfn.h"
 #include "utils/fmgrprotos.h"
 #include "utils/rel.h"
 
@@ -245,4 +246,28 @@ dgen_request_reply(DgenModule *module, DgenMessage *msg, Jsonb *reply, Jsonb *er
 	dgen_notify_at_commit(DGEN_WAIT_REPLY, msg->id);
 	if (msg->notify)
 		announce(msg->id);
+}
+
+/* A request as its request_key knows it. */
+int64
+dgen_request_hash(Jsonb *request)
+{
+	return (int64) hash_bytes_extended((const unsigned char *) request, VARSIZE(request), 0);
+}
+
+/*
+ * Answer a message that was handled outside of its activation: a request, or a
+ * call, whose reply may have to be kept under its key.
+ */
+void
+dgen_reply_to(DgenModule *module, DgenMessage *msg, Jsonb *reply)
+{
+	if (msg->kind == DGEN_KIND_REQUEST)
+		dgen_request_reply(module, msg, reply, NULL);
+	if (msg->kind != DGEN_KIND_CALL)
+		return;
+	if (msg->dedup_key != NULL)
+		dgen_reply_store(module, dgen_draw_id(), msg->server, msg->dedup_key,
+						 dgen_request_hash(msg->message), msg->sender_role, reply, NULL);
+	dgen_deferred_answer(msg->token, reply, NULL);
 }

@@ -20,7 +20,6 @@
 
 #include "access/xact.h"
 #include "commands/sequence.h"
-#include "common/hashfn.h"
 #include "storage/predicate.h"
 #include "storage/proc.h"
 #include "utils/memutils.h"
@@ -116,12 +115,6 @@ answer_stopped(Batch *b, BatchItem *stopping, const char *reason)
 
 /* ---------------------------------------------------------------- request_key */
 
-static int64
-request_hash(Jsonb *request)
-{
-	return (int64) hash_bytes_extended((const unsigned char *) request, VARSIZE(request), 0);
-}
-
 /* Was this request answered before?  Then that is the answer. */
 static bool
 answer_from_key(Batch *b, BatchItem *item, DgenServer *server)
@@ -134,7 +127,7 @@ answer_from_key(Batch *b, BatchItem *item, DgenServer *server)
 
 	if (kept == NULL)
 		return false;
-	if (kept_hash == request_hash(request))
+	if (kept_hash == dgen_request_hash(request))
 		answer_reply(b, item, kept);
 	else
 	{
@@ -292,7 +285,7 @@ deliver(Batch *b, BatchItem *item, DgenActivation *act)
 	{
 		if (c->key_off != 0)
 			dgen_reply_store(b->module, dgen_draw_id(), act->server->address,
-							 c->data + c->key_off, request_hash(act->message),
+							 c->data + c->key_off, dgen_request_hash(act->message),
 							 act->sender_role, act->reply, NULL);
 		answer_reply(b, item, act->reply);
 	}

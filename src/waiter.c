@@ -193,6 +193,14 @@ wake(const Notice *list, int n, bool all)
 	LWLockRelease(&shared->lock);
 }
 
+void
+dgen_waiter_wake(DgenWaitKind kind, int64 key)
+{
+	Notice		notice = {kind, key};
+
+	wake(&notice, 1, false);
+}
+
 /*
  * Wake who waits for this when the transaction commits.  Remembered even while
  * nobody waits: who comes before the commit is visible must be woken by it.
