@@ -461,7 +461,7 @@ next_message(Look *look)
 			if (msg != NULL)
 				return msg;
 		}
-		else if (msg->expires_at <= GetCurrentTimestamp() ||
+		else if (msg->expires_at <= GetCurrentTimestamp() || msg->kind == DGEN_KIND_TIMEOUT ||
 				 !dgen_message_is_for(msg, look->server))
 			drop_message(look, msg, true);
 		else if (claim_timer(look, msg))

@@ -1,13 +1,17 @@
 """External modules: clients that take work, wait for it, die with it, and the
 callers who wait for them."""
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import psycopg
 import pytest
 
+from build import TOP
 from cluster import wait_for
 from common import assert_nothing_left, connect_again, in_threads, value, wait_idle
 
@@ -119,6 +123,18 @@ def test_calls(db):
             hand.execute(end, (token,))
             t.join(10)
             assert answers == [told]
+
+
+def test_example(db):
+    """The worker in examples/ answers a call."""
+    path = os.path.join(TOP, "examples", "worker", "worker.py")
+    info = db.conninfo()
+    env = dict(os.environ, PGHOST=info["host"], PGPORT=str(info["port"]), PGUSER=info["user"],
+               PGDATABASE=info["dbname"])
+    worker = subprocess.Popen([sys.executable, "-B", path, "jobs", "1"], env=env)
+    with db.connect() as conn:
+        assert value(conn, "SELECT dgen.call('jobs/1', '7', timeout => '30 s')") == {"number": 1, "of": 7}
+    assert worker.wait(30) == 0
 
 
 def test_worker_dies(db):
