@@ -115,7 +115,8 @@ dgen_restore_good(DgenModule *module, DgenServer *server, int nth)
 	int64		version = dgen_history_good(module, server, nth);
 	volatile bool restored = true;
 
-	if (version == 0)
+	/* a version has the data of a machine, and not its state_name */
+	if (version == 0 || module->machine)
 		return false;
 	act.module = module;
 	act.server = server;

@@ -241,6 +241,13 @@ check_new_server(DgenChild *child, const char *root)
 				 errdetail("Module \"%s\" is ephemeral: its servers live for one message each.", module->name),
 				 errhint("Leave it out, or run dgen.alter_module(%s, ephemeral => false).",
 						 quote_literal_cstr(module->name))));
+	if (child->state == DGEN_STATE_LAST_GOOD && module->machine)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("server \"%s\" cannot be restarted with an older state", address.text),
+				 errdetail("%s Module \"%s\" has state machines, whose older versions tell their data, but not their state_name.",
+						   what, module->name),
+				 errhint("Choose \"keep\" or \"init\".")));
 	if (child->state == DGEN_STATE_LAST_GOOD && !dgen_keeps_history(module))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -403,6 +403,49 @@ def test_dump_and_restore(cluster, conn):
         assert value(copy, "SELECT count(*) FROM dgen.children WHERE status = 'running'") == 3
 
 
+def test_locked_work_that_fails(cluster, conn):
+    """handle_locked of a child has used up its attempts: that is a crash, and ends the lock."""
+    cluster.psql("""
+        CREATE FUNCTION other.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE plpgsql AS
+            $$ BEGIN IF request = '"work"' THEN PERFORM dgen.lock(); RETURN; END IF; reply := '"here"'; END $$;
+        CREATE PROCEDURE other.handle_locked(kind text, message jsonb, INOUT state jsonb, INOUT reply jsonb)
+        LANGUAGE plpgsql AS $$ BEGIN RAISE 'work' USING ERRCODE = 'SV002'; END $$;
+        SELECT dgen.alter_module('other', max_attempts => 2, backoff_initial => '10 ms');""")
+    supervise(conn, "tree", {"children": [{"id": "o", "server": "other/1"}]})
+    with pytest.raises(psycopg.Error) as e:
+        value(conn, "SELECT dgen.call('other/1', '\"work\"', '30 s')")
+    assert e.value.sqlstate == "SV002", e.value
+    settle(conn)
+    assert value(conn, "SELECT reason FROM dgen.children") == "SV002: work"
+    assert value(conn, "SELECT restarts FROM dgen.children") == 1
+    assert value(conn, "SELECT dgen.call('other/1', 'null', '30 s')") == "here"
+
+
+def test_machine_keeps_its_state_name(cluster, conn):
+    cluster.psql("""
+        CREATE SCHEMA door;
+        CREATE FUNCTION door.init(args jsonb, OUT data jsonb, OUT state_name text) LANGUAGE sql AS
+            $$ SELECT '{}'::jsonb, 'shut' $$;
+        CREATE FUNCTION door.handle_event(kind text, event jsonb, state_name text, INOUT data jsonb,
+                                          OUT next_state text, OUT reply jsonb) LANGUAGE plpgsql AS $$
+        BEGIN
+            IF event = '"crash"' THEN
+                RAISE 'crash' USING ERRCODE = 'SV001';
+            ELSIF event = '"open"' THEN
+                next_state := 'open';
+            END IF;
+            reply := to_jsonb(state_name);
+        END $$;
+        SELECT dgen.create_module('door', kind => 'statem', history => '10');""")
+    with pytest.raises(psycopg.errors.FeatureNotSupported):
+        supervise(conn, "doors", {"children": [{"server": "door/1", "state": "last_good"}]})
+    supervise(conn, "doors", {"children": [{"id": "1", "server": "door/1"}]})
+    value(conn, "SELECT dgen.call('door/1', '\"open\"')")
+    crash(conn, "door/1")
+    assert value(conn, "SELECT dgen.call('door/1', 'null')") == "open"
+    assert value(conn, "SELECT restarts FROM dgen.children") == 1
+
+
 def test_many_dynamic_children(cluster, conn):
     """A thousand children of one supervisor: to add or restart one is not to look at all."""
     supervise(conn, "many", {"intensity": 100, "children": []})

@@ -325,7 +325,7 @@ SELECT super.refused(t) FROM unnest(ARRAY['[]', '{"id": "x"}', '{"stratgy": 1}',
   '{"children": [{"server": "super/a", "not_a_crash": "P0001"}]}', '{"children": [{"server": "super/a", "not_a_crash": ["P1"]}]}',
   '{"children": [{"id": "s", "children": [{"id": "a", "server": "super/a"}, {"id": "a", "server": "super/b"}]}]}',
   '{"children": [{"id": "s", "children": [{"id": "a", "server": "super/a"}]}, {"id": "b", "server": "super/a"}]}',
-  '{"children": [{"server": "no_such/a"}]}']::jsonb[]) t;
+  '{"children": [{"server": "no_such/a"}]}', '{"children": [{"server": "super/a", "state": "last_good"}]}']::jsonb[]) t;
 SELECT pg_temp.try($$SELECT dgen.supervise('a/b', '{}')$$);
 SELECT pg_temp.try($$SELECT dgen.supervise(NULL, '{}')$$);
 SELECT pg_temp.error($$SELECT dgen.supervise('x', NULL)$$);
