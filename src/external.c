@@ -439,6 +439,14 @@ claim_timer(Look *look, DgenMessage *msg)
 	return true;
 }
 
+/* What the engine sends to itself is for no client. */
+static bool
+is_engines(const DgenMessage *msg)
+{
+	return msg->kind == DGEN_KIND_TIMEOUT || msg->kind == DGEN_KIND_EXIT ||
+		msg->kind == DGEN_KIND_CONTINUE;
+}
+
 /* The next message of the server; NULL: it has none now. */
 static DgenMessage *
 next_message(Look *look)
@@ -461,7 +469,7 @@ next_message(Look *look)
 			if (msg != NULL)
 				return msg;
 		}
-		else if (msg->expires_at <= GetCurrentTimestamp() || msg->kind == DGEN_KIND_TIMEOUT ||
+		else if (msg->expires_at <= GetCurrentTimestamp() || is_engines(msg) ||
 				 !dgen_message_is_for(msg, look->server))
 			drop_message(look, msg, true);
 		else if (claim_timer(look, msg))

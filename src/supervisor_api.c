@@ -234,6 +234,12 @@ check_new_server(DgenChild *child, const char *root)
 				 errmsg("permission denied for module \"%s\"", module->name),
 				 errdetail("%s", what),
 				 errhint("Who supervises a server must be a member of its module's owner, or of its operators.")));
+	if (module->external)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("server \"%s\" cannot be supervised", address.text),
+				 errdetail("Module \"%s\" is external: its messages are handled by clients.", module->name),
+				 errhint("A message whose client dies waits again by itself.")));
 	if (module->ephemeral)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
