@@ -32,6 +32,7 @@ CREATE FUNCTION dgen.create_module(
 	dead_letter_ttl interval DEFAULT NULL,
 	history text DEFAULT NULL,
 	expire_after interval DEFAULT NULL,
+	ephemeral_keys text[] DEFAULT NULL,
 	search_path text DEFAULT NULL,
 	timezone text DEFAULT NULL,
 	operators text DEFAULT NULL,
@@ -45,7 +46,7 @@ RETURNS jsonb LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'dgen_create_module';
 COMMENT ON FUNCTION dgen.create_module(text, jsonb, text, boolean, boolean, boolean, text, text, text, text, text, text,
 	integer, text, integer, interval, interval, integer, interval, double precision, interval, interval, integer, bigint, bigint, bigint,
-	interval, interval, interval, text, interval, text, text, text, text, text, text, text, text, text) IS
+	interval, interval, interval, text, interval, text[], text, text, text, text, text, text, text, text, text) IS
 'make a module of the functions in a schema that bear callbacks'' names; returns what was found. callbacks maps names to other functions, or to null for "not a callback"; options left null take their defaults; if_exists is error, alter or skip';
 
 CREATE FUNCTION dgen.alter_module(
@@ -80,6 +81,7 @@ CREATE FUNCTION dgen.alter_module(
 	dead_letter_ttl interval DEFAULT NULL,
 	history text DEFAULT NULL,
 	expire_after interval DEFAULT NULL,
+	ephemeral_keys text[] DEFAULT NULL,
 	search_path text DEFAULT NULL,
 	timezone text DEFAULT NULL,
 	operators text DEFAULT NULL,
@@ -92,7 +94,7 @@ RETURNS jsonb LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'dgen_alter_module';
 COMMENT ON FUNCTION dgen.alter_module(text, jsonb, text, boolean, boolean, boolean, text, text, text, text, text, text,
 	integer, text, integer, interval, interval, integer, interval, double precision, interval, interval, integer, bigint, bigint, bigint,
-	interval, interval, interval, text, interval, text, text, text, text, text, text, text, text) IS
+	interval, interval, interval, text, interval, text[], text, text, text, text, text, text, text, text) IS
 'change a module and accept the present owner of its callbacks; options left null stay as they are, callbacks are replaced as a whole (''{}'': all by name), an empty text resets a role, the time zone, history or vsn to none';
 
 CREATE FUNCTION dgen.drop_module(name text, "cascade" boolean DEFAULT false)
@@ -134,6 +136,7 @@ CREATE FUNCTION dgen.module_info(
 	OUT dead_letter_ttl interval,
 	OUT history text,
 	OUT expire_after interval,
+	OUT ephemeral_keys text[],
 	OUT search_path text,
 	OUT timezone text,
 	OUT operators text,
@@ -189,6 +192,7 @@ COMMENT ON COLUMN dgen.modules.dedup_ttl IS 'how long a dedup_key is remembered'
 COMMENT ON COLUMN dgen.modules.dead_letter_ttl IS 'how long dead letters are kept';
 COMMENT ON COLUMN dgen.modules.history IS 'how many versions of a state, or for how long, are kept; null: none but the present one';
 COMMENT ON COLUMN dgen.modules.expire_after IS 'a server that handles nothing for so long is stopped and deleted; 0: never';
+COMMENT ON COLUMN dgen.modules.ephemeral_keys IS 'keys of a state that stay in a worker''s memory and are not stored; null: none';
 COMMENT ON COLUMN dgen.modules.search_path IS 'search_path that callbacks run with';
 COMMENT ON COLUMN dgen.modules.timezone IS 'time zone that callbacks run with; null: that of the database';
 COMMENT ON COLUMN dgen.modules.operators IS 'role whose members may operate servers; null: members of the owner only, as in the next two';

@@ -58,6 +58,7 @@ CREATE TABLE dgen.module (
 	dead_letter_ttl interval NOT NULL,
 	history text COLLATE "C",					-- a count, or an interval; null: none
 	expire_after interval NOT NULL,				-- 0: never
+	ephemeral_keys text[] COLLATE "C",			-- of a state, not stored; null: none
 	search_path text COLLATE "C" NOT NULL,
 	timezone text COLLATE "C",					-- null: as the database
 	operators text COLLATE "C",					-- roles, by name; null: members of the owner only

@@ -85,6 +85,7 @@ dgen_activation_set_state(DgenActivation *act, Jsonb *state)
 	Size		old_size = server->state ? VARSIZE(server->state) : 0;
 
 	server->read = true;
+	state = dgen_ephemeral_split(act->module, server, state);
 	if (same_jsonb(server->state, state))
 		return;
 	dgen_history_note(act, act->kind);
@@ -282,6 +283,7 @@ end_incarnation(DgenModule *module, DgenServer *server, const char *reason, bool
 	dgen_postponed_replay(module, server);
 	server->continue_id = 0;
 	server->active = false;
+	server->ephemeral = NULL;
 	server->stop_reason = pstrdup(reason);
 	server->dirty = true;
 	dgen_timeout_stop(server);
@@ -338,7 +340,7 @@ run_terminate(DgenModule *module, DgenServer *server, const char *reason)
 		/* one that is stopped from outside may have a state of older code */
 		dgen_migrate_server(&act);
 		args[0].value = CStringGetTextDatum(reason);
-		args[1].value = JsonbPGetDatum(server->state ? server->state : dgen_json_null());
+		args[1].value = JsonbPGetDatum(dgen_ephemeral_join(server));
 		args[0].isnull = args[1].isnull = false;
 		dgen_handler_run(&scope, DGEN_TERMINATE, DGEN_AS_OWNER, 2, args, &result);
 	}
@@ -405,7 +407,7 @@ run_callback(DgenActivation *act)
 	dgen_activation_scope(act, &scope);
 	args[0].value = JsonbPGetDatum(act->message);
 	args[0].isnull = false;
-	args[1].value = JsonbPGetDatum(server->state ? server->state : dgen_json_null());
+	args[1].value = JsonbPGetDatum(dgen_ephemeral_join(server));
 	args[1].isnull = false;
 	dgen_handler_run(&scope, act->callback, act->identity, 2, args, &result);
 

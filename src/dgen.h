@@ -264,6 +264,7 @@ typedef struct DgenModule
 	int64		history_versions;	/* how many, or 0 */
 	int64		history_usecs;	/* for how long, or 0 */
 	int64		expire_after;	/* 0: never */
+	struct ArrayType *ephemeral_keys;	/* of text; NULL: none */
 	char	   *search_path;
 	char	   *timezone;		/* NULL: the database's */
 	char	   *operators;		/* role names or NULL */
@@ -847,6 +848,7 @@ typedef struct DgenServer
 	char	   *stop_reason;
 	char	   *vsn;
 	Jsonb	   *state;			/* NULL: SQL null */
+	Jsonb	   *ephemeral;		/* what is not stored of it, if this process knows; or NULL */
 	Jsonb	   *stored;			/* the state as the row and its patches have it */
 	Jsonb	   *counted;		/* the state as of version */
 	bool		has_base;		/* the row's state column is a TOAST pointer, */
@@ -931,6 +933,10 @@ extern Jsonb *dgen_state_merge(const char *server, Jsonb *base, int64 base_versi
 extern void dgen_state_load(DgenServer *server, Datum column, bool isnull, Snapshot snapshot);
 extern Datum dgen_state_store(DgenServer *server, bool *isnull);
 extern void dgen_state_stored(DgenTable *table, DgenServer *server);
+
+/* ------------------------------------------------------------- ephemeral.c */
+extern Jsonb *dgen_ephemeral_split(DgenModule *module, DgenServer *server, Jsonb *state);
+extern Jsonb *dgen_ephemeral_join(DgenServer *server);
 
 /* --------------------------------------------------------------- handler.c
  *

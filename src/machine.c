@@ -225,7 +225,7 @@ enter_state(DgenActivation *act, const char *old_state)
 	scope.kind = "enter";
 	args[0].value = CStringGetTextDatum(old_state);
 	args[1].value = CStringGetTextDatum(server->state_name);
-	args[2].value = JsonbPGetDatum(server->state);
+	args[2].value = JsonbPGetDatum(dgen_ephemeral_join(server));
 	dgen_handler_run(&scope, DGEN_ENTER, act->identity, 3, args, &result);
 	if (act->identity == DGEN_AS_WORKER)
 		AfterTriggerFireDeferred();
@@ -302,7 +302,7 @@ handle_event(DgenActivation *act, Event *event, List *queue)
 	args[n++].value = JsonbPGetDatum(event->event);
 	if (all)
 		args[n++].value = CStringGetTextDatum(server->state_name);
-	args[n++].value = JsonbPGetDatum(server->state);
+	args[n++].value = JsonbPGetDatum(dgen_ephemeral_join(server));
 	dgen_handler_run(&scope, all ? DGEN_HANDLE_EVENT : DGEN_STATE_EVENT, act->identity, n, args,
 					 &result);
 

@@ -38,6 +38,7 @@
 #include "common/hashfn.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
+#include "utils/array.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
@@ -111,6 +112,7 @@ const DgenOption dgen_module_options[DGEN_NOPTIONS] = {
 	{"dead_letter_ttl", DGEN_OPTION_USEC, FIELD(dead_letter_ttl), 30 * DAY, 1e3, MAX_TIME},
 	{"history", DGEN_OPTION_HISTORY, FIELD(history)},
 	{"expire_after", DGEN_OPTION_USEC, FIELD(expire_after), 0, 0, MAX_TIME},
+	{"ephemeral_keys", DGEN_OPTION_KEYS, FIELD(ephemeral_keys)},
 	{"search_path", DGEN_OPTION_SEARCH_PATH, FIELD(search_path)},
 	{"timezone", DGEN_OPTION_TIMEZONE, FIELD(timezone)},
 	{"operators", DGEN_OPTION_ROLE, FIELD(operators)},
@@ -503,6 +505,9 @@ load_option(DgenModule *module, const DgenOption *option, const DgenModuleRow *r
 			if (!row->nulls[column])
 				(void) dgen_history_parse(module->history, &module->history_versions,
 										  &module->history_usecs);
+			break;
+		case DGEN_OPTION_KEYS:
+			*(ArrayType **) field = row->nulls[column] ? NULL : DatumGetArrayTypePCopy(value);
 			break;
 		case DGEN_OPTION_SEARCH_PATH:
 		case DGEN_OPTION_TIMEZONE:

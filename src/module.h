@@ -28,6 +28,7 @@ typedef enum DgenOptionType
 	DGEN_OPTION_MSEC,			/* interval; int field */
 	DGEN_OPTION_SECONDS,		/* interval; double field */
 	DGEN_OPTION_USEC,			/* interval; int64 field */
+	DGEN_OPTION_KEYS,			/* text[]; ArrayType * field */
 	DGEN_OPTION_SEARCH_PATH,	/* text from here on; char * field */
 	DGEN_OPTION_TIMEZONE,
 	DGEN_OPTION_ROLE,
@@ -48,7 +49,7 @@ typedef struct DgenOption
 	const char *words[DGEN_MAX_WORDS];
 } DgenOption;
 
-#define DGEN_NOPTIONS 36
+#define DGEN_NOPTIONS 37
 extern const DgenOption dgen_module_options[DGEN_NOPTIONS];
 
 /* columns of dgen.module, as sql/tables.sql has them, from 0 */

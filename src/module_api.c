@@ -30,6 +30,7 @@
 #include "pgtime.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
+#include "utils/array.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -240,6 +241,17 @@ text_option(const DgenOption *option, char *value, bool *isnull)
 	return CStringGetTextDatum(value);
 }
 
+/* Keys that are not stored; none: {}. */
+static Datum
+keys_option(const DgenOption *option, ArrayType *keys, bool *isnull)
+{
+	if (ARR_NDIM(keys) > 1 || array_contains_nulls(keys))
+		bad_option(option, DatumGetCString(OidFunctionCall1(F_ARRAY_OUT, PointerGetDatum(keys))),
+				   "Write it like ARRAY['cache', 'token'].");
+	*isnull = ARR_NDIM(keys) == 0;
+	return PointerGetDatum(keys);
+}
+
 static Datum
 option_argument(const DgenOption *option, FunctionCallInfo fcinfo, int argno, bool *isnull)
 {
@@ -261,6 +273,8 @@ option_argument(const DgenOption *option, FunctionCallInfo fcinfo, int argno, bo
 		case DGEN_OPTION_SECONDS:
 		case DGEN_OPTION_USEC:
 			return interval_option(option, fcinfo, argno);
+		case DGEN_OPTION_KEYS:
+			return keys_option(option, PG_GETARG_ARRAYTYPE_P(argno), isnull);
 		default:
 			return text_option(option, dgen_arg_text(fcinfo, argno), isnull);
 	}
@@ -421,6 +435,12 @@ check_found(DgenModule *module)
 				 errmsg("backoff_max of module \"%s\" is less than backoff_initial", module->name),
 				 errdetail("They are %g s and %g s.", module->backoff_max, module->backoff_initial),
 				 errhint("Set both.")));
+	if (module->ephemeral && module->ephemeral_keys != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("module \"%s\" is ephemeral and cannot have ephemeral_keys", module->name),
+				 errdetail("Servers of an ephemeral module keep no state."),
+				 errhint("Pass ephemeral_keys => '{}', or ephemeral => false.")));
 	if (module->ephemeral && module->history != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -478,6 +478,15 @@ dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck)
 	dgen_state_stored(table, server);
 }
 
+static Jsonb *
+copy_jsonb(const Jsonb *jb)
+{
+	Jsonb	   *copy = palloc(VARSIZE(jb));
+
+	memcpy(copy, jb, VARSIZE(jb));
+	return copy;
+}
+
 /*
  * Let what an activation has made of a server outlive the activation's memory.
  */
@@ -488,15 +497,16 @@ dgen_server_keep(DgenServer *server, Jsonb *before, MemoryContext mcxt)
 
 	if (server->state != NULL && server->state != before)
 	{
-		Jsonb	   *copy = palloc(VARSIZE(server->state));
+		Jsonb	   *copy = copy_jsonb(server->state);
 
-		memcpy(copy, server->state, VARSIZE(server->state));
 		if (server->stored == server->state)
 			server->stored = copy;
 		if (server->counted == server->state)
 			server->counted = copy;
 		server->state = copy;
 	}
+	if (server->ephemeral != NULL)
+		server->ephemeral = copy_jsonb(server->ephemeral);
 	if (server->stop_reason != NULL)
 		server->stop_reason = pstrdup(server->stop_reason);
 	if (server->state_name != NULL)
@@ -666,6 +676,7 @@ dgen_cache_store(DgenServer *server)
 		return;
 	}
 	if (entry != NULL && entry->server.state == server->state &&
+		entry->server.ephemeral == server->ephemeral &&
 		entry->server.tid.ip_posid == server->tid.ip_posid &&
 		ItemPointerEquals(&entry->server.tid, &server->tid))
 		return;
@@ -683,16 +694,12 @@ dgen_cache_store(DgenServer *server)
 		copy.vsn = copy_string(server->vsn);
 		copy.state_name = copy_string(server->state_name);
 		if (server->state != NULL)
-		{
-			copy.state = palloc(VARSIZE(server->state));
-			memcpy(copy.state, server->state, VARSIZE(server->state));
-		}
+			copy.state = copy_jsonb(server->state);
+		if (server->ephemeral != NULL)
+			copy.ephemeral = copy_jsonb(server->ephemeral);
 		copy.stored = copy.counted = copy.state;
 		if (server->attributes != NULL)
-		{
-			copy.attributes = palloc(VARSIZE(server->attributes));
-			memcpy(copy.attributes, server->attributes, VARSIZE(server->attributes));
-		}
+			copy.attributes = copy_jsonb(server->attributes);
 		copy.dirty = copy.state_changed = copy.read = copy.recent = copy.ahead = false;
 		copy.cause = NULL;
 		if (entry != NULL)

@@ -213,7 +213,7 @@ def test_module_options(catalog):
     catalog.execute("SELECT dgen.create_module('plain')")
     table = section("## Module options")
     rows = {m.group(1): (m.group(2), m.group(3))
-            for m in re.finditer(r"^\| `(\w+)` \| ([a-z ]+) \| ([^|]*) \|", table, re.M)}
+            for m in re.finditer(r"^\| `(\w+)` \| ([a-z \[\]]+) \| ([^|]*) \|", table, re.M)}
     for name in WITH_OPTIONS:
         arguments, = catalog.execute(
             "SELECT pg_get_function_identity_arguments(p.oid) FROM pg_proc p "
@@ -242,7 +242,7 @@ def test_views(catalog):
         kind = kind.replace("timestamp with time zone", "timestamptz").replace("double precision", "float8")
         views.setdefault(view, []).append((column, kind))
     for view, columns in views.items():
-        shown = re.findall(r"^\| `(\w+)` \| ([\w ]+) \|", section("### dgen.%s" % view), re.M)
+        shown = re.findall(r"^\| `(\w+)` \| ([\w \[\]]+) \|", section("### dgen.%s" % view), re.M)
         assert shown == columns, "columns of dgen.%s" % view
 
 

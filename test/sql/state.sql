@@ -278,6 +278,47 @@ SELECT pg_temp.patches('g'), pg_temp.error($$SELECT dgen.state('state/g')$$);
 SELECT dgen.start('state/g');
 SELECT dgen.call('state/g', '{"element": 1, "value": "one"}'), dgen.call('state/g', '{"element": 2, "value": "two", "exit": true}');
 SELECT pg_temp.patches('g'), pg_temp.error($$SELECT dgen.state('state/g')$$);
+--
+-- Ephemeral keys: beside the state in a worker's memory, and nowhere else
+--
+RESET ROLE;
+CREATE SCHEMA ephemeral AUTHORIZATION regress_dgen_state;
+SET ROLE regress_dgen_state;
+CREATE FUNCTION ephemeral.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb, OUT exit text)
+LANGUAGE plpgsql AS $$
+BEGIN
+  reply := state;
+  state := CASE WHEN request ? 'whole' THEN request -> 'whole' ELSE state || (request - 'exit' - 'drop') - coalesce(request ->> 'drop', '') END;
+  exit := request ->> 'exit';
+END $$;
+CREATE FUNCTION ephemeral.validate(state jsonb) RETURNS boolean LANGUAGE sql AS $$ SELECT jsonb_typeof(state) <> 'object' OR NOT state ? 'cache' $$;
+SELECT dgen.create_module('ephemeral', ephemeral_keys => ARRAY['cache', 'tokén', 'absent']) -> 'created';
+SELECT ephemeral_keys FROM dgen.modules WHERE module = 'ephemeral';
+SELECT dgen.call('ephemeral/a', '{"n": 1, "cache": {"n": 1}, "tokén": "secret"}');
+SELECT dgen.state('ephemeral/a'), (SELECT state FROM dgen.servers WHERE server = 'ephemeral/a');
+-- a change of them alone is no version
+SELECT version AS before FROM dgen.servers WHERE server = 'ephemeral/a' \gset
+SELECT dgen.call('ephemeral/a', '{"cache": 2}') -> 'n', dgen.call('ephemeral/a', '{"drop": "tokén"}') -> 'n';
+SELECT version - :before FROM dgen.servers WHERE server = 'ephemeral/a';
+-- other processes neither see nor leave any
+BEGIN ISOLATION LEVEL SERIALIZABLE;
+SELECT dgen.invoke('ephemeral/a', '{"n": 2, "cache": "of a client"}');
+SELECT dgen.invoke('ephemeral/a', '{}');
+COMMIT;
+SELECT dgen.replace_state('ephemeral/a', '{"n": 3, "cache": 5}') > 0;
+SELECT dgen.call('ephemeral/a', '{"cache": 6}');
+-- a state that is no object
+SELECT dgen.call('ephemeral/a', '{"whole": ["cache"]}') -> 'n';
+SELECT dgen.call('ephemeral/a', '{"whole": {"n": 4, "cache": 7}}');
+SELECT dgen.state('ephemeral/a');
+SELECT pg_temp.try($$SELECT dgen.alter_module('ephemeral', ephemeral_keys => ARRAY['a', NULL])$$);
+SELECT pg_temp.error($$SELECT dgen.alter_module('ephemeral', ephemeral_keys => '{{a},{b}}')$$);
+SELECT pg_temp.try($$SELECT dgen.alter_module('ephemeral', ephemeral => true)$$);
+DROP FUNCTION ephemeral.validate;
+SELECT dgen.alter_module('ephemeral', ephemeral_keys => '{}') -> 'created';
+SELECT dgen.call('ephemeral/a', '{"cache": "stored"}') IS NOT NULL;
+SELECT dgen.state('ephemeral/a');
+SELECT dgen.drop_module('ephemeral', true);
 -- and with the module
 SELECT dgen.start('state/g');
 SELECT dgen.call('state/g', '{"element": 1, "value": "one"}') IS NOT NULL, cardinality(pg_temp.patches('g'));
@@ -287,5 +328,5 @@ SELECT count(*) FROM dgen.patch WHERE server LIKE 'state/%';
 SET client_min_messages = warning;
 DROP FUNCTION pg_temp.expect;
 DROP TABLE expected;
-DROP SCHEMA state CASCADE;
+DROP SCHEMA state, ephemeral CASCADE;
 DROP ROLE regress_dgen_state;
