@@ -330,6 +330,17 @@ SELECT pg_temp.try($$SELECT dgen.supervise('a/b', '{}')$$);
 SELECT pg_temp.try($$SELECT dgen.supervise(NULL, '{}')$$);
 SELECT pg_temp.error($$SELECT dgen.supervise('x', NULL)$$);
 SELECT pg_temp.try($$SELECT dgen.stop_supervisor('none')$$);
+RESET ROLE;
+CREATE SCHEMA super3;
+SELECT dgen.create_module('super3', external => true) -> 'created';
+SELECT super.refused('{"children": [{"server": "super3/a"}]}');
+SELECT dgen.drop_module('super3');
+CREATE FUNCTION super3.handle_cast(message jsonb, state jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT state';
+SELECT dgen.create_module('super3', ephemeral => true) -> 'created';
+SELECT super.refused('{"children": [{"server": "super3/a"}]}');
+SELECT dgen.drop_module('super3');
+DROP SCHEMA super3 CASCADE;
+SET ROLE regress_dgen_super;
 -- init fails: the error is the child's, and nothing is made
 INSERT INTO super.broken VALUES ('z');
 CREATE FUNCTION super.context(statement text) RETURNS text LANGUAGE plpgsql AS $$
