@@ -481,11 +481,9 @@ run_activation(DgenActivation *act)
 		send_continue(act);
 }
 
-/*
- * Run an activation; see dgen.h.
- */
-void
-dgen_activation_run(DgenActivation *act)
+/* Run an activation, and write what happened if that is traced. */
+static void
+run_traced(DgenActivation *act)
 {
 	/* the module may be another one then; what is traced is what was when it began */
 	DgenTrace  *traces = act->module->traces;
@@ -501,4 +499,16 @@ dgen_activation_run(DgenActivation *act)
 	version = dgen_trace_version(act->server);
 	run_activation(act);
 	dgen_trace_activation(traces, act, began, version);
+}
+
+/*
+ * Run an activation; see dgen.h.
+ */
+void
+dgen_activation_run(DgenActivation *act)
+{
+	if (dgen_statistics_any())
+		dgen_statistics_activation(act, run_traced);
+	else
+		run_traced(act);
 }

@@ -438,6 +438,7 @@ dgen_delete(PG_FUNCTION_ARGS)
 	found |= dgen_letter_erase(module, &address) > 0;
 	found |= dgen_ties_end(server, "deleted", true) > 0;
 	dgen_trace_erase(&address);
+	dgen_statistics_erase(&address);
 	remember_change(module, server->hash);
 
 	erase_server(server);

@@ -696,6 +696,7 @@ fail_item(Batch *b, BatchItem *item, DgenInterrupt why)
 		/* before its caller hears of it, so that what he calls next comes after */
 		if (b->servers[item->server].server->supervised || b->watches_crashes)
 			dgen_failure_crash(b, item);
+		dgen_statistics_failure(b, item);
 		fail_call(b, item, why);
 	}
 	for (int i = 0; i < b->nleases; i++)

@@ -163,6 +163,9 @@ extern void dgen_failure_forget(Batch *b, DgenServer *server, int64 message_id);
 extern void dgen_trace_failure(Batch *b, DgenModule *module, BatchItem *item);
 extern void dgen_trace_failed_call(Batch *b, BatchItem *item);	/* in a transaction of its own */
 
+/* statistics.c: a message or a call failed alone */
+extern void dgen_statistics_failure(Batch *b, BatchItem *item);
+
 /* batch.c */
 extern void dgen_batch_answer(Batch *b, int call);	/* its reply is put; shown at commit */
 extern void dgen_request_reply(DgenModule *module, DgenMessage *msg, Jsonb *reply, Jsonb *error);

@@ -31,6 +31,8 @@ xact_callback(XactEvent event, void *arg)
 		dgen_call_at_abort();
 		dgen_waiter_at_abort();
 	}
+	/* before anybody gets a reply, and so can look */
+	dgen_statistics_xact_callback(event);
 	dgen_batch_xact_callback(event);
 	dgen_deferred_xact_callback(event);
 	dgen_external_xact_callback(event);
@@ -58,6 +60,7 @@ subxact_callback(SubXactEvent event, SubTransactionId my, SubTransactionId paren
 	dgen_deferred_subxact(event, my, parent);
 	dgen_external_subxact(event, my, parent);
 	dgen_mailbox_subxact(event, my, parent);
+	dgen_statistics_subxact(event, my, parent);
 }
 
 /* Does a plan read dgen.server? */

@@ -1181,6 +1181,30 @@ extern void dgen_trace_activation(DgenTrace *traces, DgenActivation *act,
 extern void dgen_trace_erase(const DgenAddress *address);
 extern bool dgen_trace_remove(DgenTable *table, HeapTuple tuple);
 
+/* ------------------------------------------------------------ statistics.c
+ *
+ * What single servers have handled; the file tells how it is counted.
+ */
+extern pg_atomic_uint32 *dgen_statistics_count; /* servers that are counted */
+
+/* is any server counted? */
+static inline bool
+dgen_statistics_any(void)
+{
+	return pg_atomic_read_u32(dgen_statistics_count) > 0;
+}
+
+extern Size dgen_statistics_size(void);
+extern void dgen_statistics_init(void *place, bool found);
+extern void dgen_statistics_activation(DgenActivation *act, void (*run) (DgenActivation *));
+extern void dgen_statistics_sent(const DgenMessage *msgs, int n);	/* by dgen_scope's server */
+extern void dgen_statistics_external(const DgenServer *server, const DgenMessage *msg, bool failed);
+extern void dgen_statistics_erase(const DgenAddress *address);
+extern void dgen_statistics_drop(const char *module);
+extern void dgen_statistics_forget_all(void);	/* all of this database */
+extern void dgen_statistics_xact_callback(XactEvent event);
+extern void dgen_statistics_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
+
 /* --------------------------------------------------------------- history.c
  *
  * The versions of a state, for modules with option history.  Servers are

@@ -514,6 +514,8 @@ record_failure(DgenModule *module, DgenServer *server, DgenMessage *msg, DgenErr
 	b.error = error;
 	b.retry_after = retry_after;
 	item.msg = msg;
+	if (retry_after == NULL)
+		dgen_statistics_external(server, msg, true);
 	dgen_failure_note(&b, &item);
 }
 
@@ -781,6 +783,7 @@ dgen_finish_work(PG_FUNCTION_ARGS)
 	PopActiveSnapshot();
 	dgen_failure_settle(server);
 	dgen_lock_end(server);
+	dgen_statistics_external(server, &msg, false);
 	dgen_admin_close(table, server);
 	PG_RETURN_VOID();
 }

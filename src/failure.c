@@ -548,6 +548,7 @@ in_transaction(Batch *b, BatchItem *item, void (*what) (Batch *, BatchItem *))
 void
 dgen_failure_record(Batch *b, BatchItem *item)
 {
+	dgen_statistics_failure(b, item);
 	in_transaction(b, item, record_failure);
 }
 

@@ -306,7 +306,10 @@ dgen_installed(PG_FUNCTION_ARGS)
 
 	write_installation(&id);
 	if (dgen_shared != NULL)
+	{
 		dgen_forget_ids();
+		dgen_statistics_forget_all();
+	}
 	else
 		ereport(WARNING,
 				(errmsg("dgen does not run in this server"),

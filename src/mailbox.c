@@ -469,6 +469,8 @@ dgen_mailbox_send(DgenModule *module, DgenMessage *msgs, int n)
 {
 	Pending		pending;
 
+	if (dgen_scope != NULL && dgen_statistics_any())
+		dgen_statistics_sent(msgs, n);
 	pending.table = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
 	pending.tuples = palloc(n * sizeof(HeapTuple));
 	pending.n = 0;

@@ -961,6 +961,7 @@ dgen_drop_module(PG_FUNCTION_ARGS)
 	delete_all(module, counts[0]);
 	dgen_attributes_drop(module, cascade);
 	dgen_module_release(module);
+	dgen_statistics_drop(name);
 	dgen_module_row_delete(&row);
 	PG_RETURN_VOID();
 }

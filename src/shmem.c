@@ -59,6 +59,7 @@ shmem_request(void)
 	RequestAddinShmemSpace(dgen_waiter_size());
 	RequestAddinShmemSpace(dgen_migration_size());
 	RequestAddinShmemSpace(dgen_trace_size());
+	RequestAddinShmemSpace(dgen_statistics_size());
 	RequestAddinShmemSpace(area_size());
 	RequestNamedLWLockTranche("dgen", 1);
 }
@@ -136,6 +137,8 @@ shmem_startup(void)
 	dgen_migration_init(place, found);
 	place = ShmemInitStruct("dgen traces", dgen_trace_size(), &found);
 	dgen_trace_init(place, found);
+	place = ShmemInitStruct("dgen statistics", dgen_statistics_size(), &found);
+	dgen_statistics_init(place, found);
 	dsa_place = ShmemInitStruct("dgen calls", area_size(), &found);
 	if (!found)
 	{
