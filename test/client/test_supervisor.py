@@ -252,11 +252,11 @@ def test_killed_in_the_middle_of_a_restart(cluster, conn, where, how):
     """A process goes down while a tree restarts: all of it is restarted, once."""
     cluster.signals = {signal.SIGKILL}
     supervise(conn, "tree", kv("a", "b", "c", strategy="one_for_all", intensity=10))
+    conn.close()
     cluster.configure({"dgen.debug_waitpoint": where})
-    cluster.reload()
-    with cluster.connect() as holder:
+    cluster.restart()       # a worker that runs may hear of a reload too late
+    with cluster.connect() as holder, cluster.connect() as conn:
         holder.execute("SELECT pg_advisory_lock(hashtext(%s))", (where,))
-        wait_for(lambda: value(conn, "SHOW dgen.debug_waitpoint") == where)
         crash(conn, "sv/b")
         wait_for(lambda: value(conn, WAITING) == 1)
         if how == "postmaster":
