@@ -172,7 +172,9 @@ dgen_error_from_jsonb(Jsonb *jb)
 /*
  * Raise an error that came from another process, as if the handler had run
  * here: with its own SQLSTATE and texts.  A connection that sees 57P01 or a
- * class 08 error is dropped by every pool, so these arrive as dgen's own.
+ * class 08 error is dropped by every pool, so these arrive as dgen's own.  Some
+ * drivers go by the first line of the text (SQLAlchemy by "terminating
+ * connection"), so what the handler said is in the detail.
  */
 void
 dgen_error_throw(const DgenError *err)
@@ -187,9 +189,9 @@ dgen_error_throw(const DgenError *err)
 	if (foreign)
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_WORKER_LOST),
-				 errmsg("handler was interrupted: %s", err->message),
-				 errdetail("The handler failed with SQLSTATE %s.%s%s",
-						   dgen_error_sqlstate(err),
+				 errmsg("handler was interrupted"),
+				 errdetail("The handler failed with SQLSTATE %s: %s.%s%s",
+						   dgen_error_sqlstate(err), err->message,
 						   err->detail ? " " : "", err->detail ? err->detail : ""),
 				 errhint("Its work was undone. Call again.")));
 
