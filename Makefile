@@ -3,6 +3,7 @@
 #   make, make install     build and install (PG_CONFIG=... selects the server)
 #   make check             all tests, in private throwaway clusters
 #   make check-long        the tests that take long
+#   make check-clients     the tests of clients in Node, Ruby and Java, whose packages it installs
 #   make check-versions    all tests on PostgreSQL 17 and 18 (root; downloads two Debians)
 #   make demo, demo-stop   a small ledger on a private throwaway cluster
 #   make bench             the benchmarks, in private throwaway clusters
@@ -19,7 +20,7 @@ top := $(or $(VPATH),$(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST)))))
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(top)/dgen.control)
 
 # Goals that must work before PostgreSQL is installed
-OWN_GOALS = check check-long check-versions demo demo-stop bench bench-plots dist
+OWN_GOALS = check check-long check-clients check-versions demo demo-stop bench bench-plots dist
 
 ifneq (,$(filter $(OWN_GOALS),$(MAKECMDGOALS)))
 
@@ -30,6 +31,9 @@ check:
 
 check-long:
 	@$(top)/test/run long
+
+check-clients:
+	@$(top)/test/run clients
 
 check-versions:
 	@$(top)/test/versions

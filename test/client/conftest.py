@@ -17,6 +17,7 @@ TIME_LIMIT = 120
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "long: takes minutes; run by make check-long only")
+    config.addinivalue_line("markers", "clients: wants other languages; run by make check-clients only")
     config.addinivalue_line("markers", "seconds(n): time limit of the test, default %d" % TIME_LIMIT)
 
 

@@ -9,7 +9,8 @@
         c.kill9()
         c.start()
 
-Each listens on a unix socket in a directory of its own, and nowhere else.
+Each listens on a unix socket in a directory of its own, and nowhere else, or
+with tcp on a free port of 127.0.0.1 too.
 The superuser is postgres, without a password.
 """
 
@@ -18,6 +19,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -25,7 +27,14 @@ import time
 from build import (TOP, Build, as_server_user, clean_environment, give_to_server_user,
                    kill_processes_in, processes_in)
 
-PORT = 5432         # only part of the socket's name
+PORT = 5432         # only part of the socket's name, unless tcp is asked for
+
+
+def free_port():
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 class ClusterError(AssertionError):
@@ -50,12 +59,13 @@ class Cluster:
     instances = []
 
     def __init__(self, name=None, conf=None, preload=True, fresh=False, build=None,
-                 directory=None):
+                 directory=None, tcp=False):
         """conf: dict of settings, over those of test/dgen.conf.
         preload=False: without shared_preload_libraries.
         fresh: with a system identifier of its own; others are copies of one
         template, which is faster.
-        directory: where to, default a new one that goes with destroy()."""
+        directory: where to, default a new one that goes with destroy().
+        tcp: for clients that know no unix sockets."""
         self.build = build or Build.current()
         if directory:
             self.directory = directory
@@ -73,6 +83,8 @@ class Cluster:
         os.chmod(self.socket_dir, 0o755)
         give_to_server_user(self.socket_dir)
         self.build.remember_socket_dir(self.socket_dir)
+        self.tcp = tcp
+        self.port = free_port() if tcp else PORT
         self.settings = dict(conf or {})
         self.preload = preload
         self.fresh = fresh
@@ -126,7 +138,9 @@ class Cluster:
         if not self.preload:
             text += "shared_preload_libraries = ''\n"
         text += self.build.server_conf()
-        text += "unix_socket_directories = '%s'\nport = %d\n" % (self.socket_dir, PORT)
+        text += "unix_socket_directories = '%s'\nport = %d\n" % (self.socket_dir, self.port)
+        if self.tcp:
+            text += "listen_addresses = '127.0.0.1'\n"
         for key, value in self.settings.items():
             if isinstance(value, bool):
                 value = "on" if value else "off"
@@ -182,7 +196,7 @@ class Cluster:
         while pid and os.path.exists("/proc/%d" % pid):
             if time.monotonic() > end:
                 for path in (os.path.join(self.data, "postmaster.pid"),
-                             os.path.join(self.socket_dir, ".s.PGSQL.%d.lock" % PORT)):
+                             os.path.join(self.socket_dir, ".s.PGSQL.%d.lock" % self.port)):
                     if os.path.exists(path):
                         os.unlink(path)
                 break
@@ -212,7 +226,7 @@ class Cluster:
     def standby(self, name="standby"):
         """A streaming standby of this cluster, started.  promote() ends that."""
         other = Cluster(name, conf=self.settings, preload=self.preload, build=self.build)
-        self.run("pg_basebackup", "-h", self.socket_dir, "-p", str(PORT), "-U", "postgres",
+        self.run("pg_basebackup", "-h", self.socket_dir, "-p", str(self.port), "-U", "postgres",
                  "-D", other.data, "-R", "-c", "fast", "-X", "stream")
         other.write_conf()
         return other.start()
@@ -256,7 +270,7 @@ class Cluster:
     def wait_ready(self, timeout=60):
         """Waits until it accepts connections."""
         wait_for(lambda: subprocess.run(
-            [self.build.program("pg_isready"), "-q", "-h", self.socket_dir, "-p", str(PORT),
+            [self.build.program("pg_isready"), "-q", "-h", self.socket_dir, "-p", str(self.port),
              "-U", "postgres"], env=clean_environment()).returncode == 0,
             timeout, message="%s does not accept connections" % self.name)
 
@@ -280,7 +294,7 @@ class Cluster:
 
     def psql_command(self, dbname="postgres", user="postgres"):
         """What to type to look around."""
-        return "%s -h %s -p %d -U %s %s" % (self.build.program("psql"), self.socket_dir, PORT,
+        return "%s -h %s -p %d -U %s %s" % (self.build.program("psql"), self.socket_dir, self.port,
                                             user, dbname)
 
     def psql(self, sql, dbname="postgres", user="postgres", check=True, timeout=120):
@@ -288,7 +302,7 @@ class Cluster:
         unaligned; an error raises with psql's message, or with check=False is
         part of the text."""
         command = [self.build.program("psql"), "-XAtq", "-v", "ON_ERROR_STOP=%d" % check,
-                   "-h", self.socket_dir, "-p", str(PORT), "-U", user, "-d", dbname, "-f", "-"]
+                   "-h", self.socket_dir, "-p", str(self.port), "-U", user, "-d", dbname, "-f", "-"]
         result = subprocess.run(command, input=sql, text=True, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE if check else subprocess.STDOUT,
                                 env=clean_environment(), timeout=timeout)
@@ -301,7 +315,7 @@ class Cluster:
             return self.psql(f.read(), dbname, user)
 
     def conninfo(self, **kw):
-        info = {"host": self.socket_dir, "port": PORT, "user": "postgres", "dbname": "postgres"}
+        info = {"host": self.socket_dir, "port": self.port, "user": "postgres", "dbname": "postgres"}
         info.update(kw)
         return info
 

@@ -22,6 +22,17 @@ need_packages() {
             hypothesis) "$PYTHON" -c 'import hypothesis' 2>/dev/null || missing+=(python3-hypothesis) ;;
             cron) cron_is_there || ! may_install || missing+=(cron) ;;
             plpython) plpython_is_there || ! may_install || missing+=(plpython) ;;
+            psycopg2) "$PYTHON" -c 'import psycopg2' 2>/dev/null || missing+=(python3-psycopg2) ;;
+            sqlalchemy) "$PYTHON" -c 'import sqlalchemy' 2>/dev/null || missing+=(python3-sqlalchemy) ;;
+            django) "$PYTHON" -c 'import django' 2>/dev/null || missing+=(python3-django) ;;
+            pgbouncer) PATH=$PATH:/usr/sbin command -v pgbouncer >/dev/null || missing+=(pgbouncer) ;;
+            node) command -v node >/dev/null || missing+=(nodejs) ;;
+            npm) command -v npm >/dev/null || missing+=(npm) ;;
+            activerecord)
+                ruby -e 'require "active_record"; require "pg"' 2>/dev/null ||
+                    missing+=(ruby-activerecord ruby-pg) ;;
+            java) command -v javac >/dev/null || missing+=(default-jdk-headless) ;;
+            jdbc) [ -e /usr/share/java/postgresql.jar ] || missing+=(libpostgresql-jdbc-java) ;;
             *) echo "need_packages: $name?" >&2; return 2 ;;
         esac
     done
@@ -71,6 +82,17 @@ need_packages() {
     done
     apt_run install -y --no-install-recommends "${packages[@]}" || return 1
     rm -f "$log"
+}
+
+# want_packages NAME...: the same, but what cannot be had is told and done
+# without: the tests that want it are skipped
+want_packages() {
+    may_install || return 0
+    need_packages "$@" 2>/dev/null && return
+    local name
+    for name in "$@"; do
+        need_packages "$name" || echo "going on without $name" >&2
+    done
 }
 
 # A PostgreSQL server with pg_config, PGXS and pg_regress: PG_CONFIG, Debian's

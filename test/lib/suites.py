@@ -18,9 +18,11 @@ from cluster import PORT, Cluster
 TEST = os.path.join(TOP, "test")
 
 # seconds; each suite's own and, without the long one, of all together
-LIMITS = {"regress": 480, "isolation": 480, "client": 1080, "long": 4 * 3600}
+LIMITS = {"regress": 480, "isolation": 480, "client": 1080, "clients": 1080, "long": 4 * 3600}
 LIMIT = 23 * 60
 DEFAULT_SUITES = ("regress", "isolation", "client")
+# pytest's marks of the suites that pytest runs
+MARKS = {"client": "not long and not clients", "clients": "clients", "long": "long"}
 
 
 class Driver:
@@ -205,7 +207,7 @@ class Driver:
             return
         report = os.path.join(self.build.rundir, suite + ".xml")
         command = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", "-q",
-                   "--tb=short", "--show-capture=all", "-m", "long" if suite == "long" else "not long",
+                   "--tb=short", "--show-capture=all", "-m", MARKS[suite],
                    "--rootdir=" + TEST, "--junitxml=" + report, "-o", "junit_family=xunit1",
                    "-rs", *rest, *(chosen or files)]
         env = clean_environment()
@@ -254,7 +256,7 @@ class Driver:
                 self.build.ask("version"),
                 ", servers run as %s" % server_user().pw_name if server_user() else ""))
             for suite, arguments in plan:
-                if suite in ("client", "long"):
+                if suite in MARKS:
                     self.run_client(suite, arguments)
                 else:
                     self.run_pg_regress(suite, arguments)
