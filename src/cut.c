@@ -30,14 +30,15 @@ static const int16 lane_priority[DGEN_NLANES] = {1, 0, -1};
 /* whose turn it is, of ten, among all three lanes */
 static const int turns[10] = {0, 0, 1, 0, 0, 2, 0, 1, 0, 0};
 
-/* the waiting messages of one lane */
+/*
+ * The waiting messages of one lane, read one by one: what is passed over, or
+ * stays behind one that must wait, takes no room in the batch.
+ */
 typedef struct Lane
 {
-	int			n;
-	int			next;
-	DgenMessage **msgs;
-	bool		truncated;		/* there are more behind */
-	int64		last_id;		/* the last one read */
+	DgenScan   *scan;			/* NULL: there are no more */
+	DgenMessage *next;			/* the next one, if it has been read */
+	int64		low;			/* no unread one has a lower id */
 	bool		blocked;		/* the next one may not run now */
 } Lane;
 
@@ -103,7 +104,16 @@ take_lease(BatchLease *lease)
 
 /* ---------------------------------------------------------------- reading */
 
-/* Which messages of a server have failed before. */
+static int
+compare_failed(const ListCell *a, const ListCell *b)
+{
+	int64		x = ((FailedMessage *) lfirst(a))->id;
+	int64		y = ((FailedMessage *) lfirst(b))->id;
+
+	return (x > y) - (x < y);
+}
+
+/* Which messages of a server have failed before, in order of their ids. */
 static List *
 read_failed(Batch *b, DgenServer *server, Snapshot snapshot)
 {
@@ -127,22 +137,30 @@ read_failed(Batch *b, DgenServer *server, Snapshot snapshot)
 			DatumGetInt32(heap_getattr(tuple, 4, desc, &isnull));
 		f->next_at = DatumGetTimestampTz(heap_getattr(tuple, 5, desc, &isnull));
 		failed = lappend(failed, f);
+		CHECK_FOR_INTERRUPTS();
 	}
 	dgen_scan_end(scan);
+	list_sort(failed, compare_failed);
 	return failed;
 }
 
 static FailedMessage *
 find_failed(List *failed, int64 id)
 {
-	ListCell   *lc;
+	int			low = 0;
+	int			high = list_length(failed);
 
-	foreach(lc, failed)
+	while (low < high)
 	{
-		FailedMessage *f = lfirst(lc);
+		int			middle = (low + high) / 2;
+		FailedMessage *f = list_nth(failed, middle);
 
 		if (f->id == id)
 			return f;
+		if (f->id < id)
+			low = middle + 1;
+		else
+			high = middle;
 	}
 	return NULL;
 }
@@ -185,40 +203,62 @@ find_server(Batch *b, int lease, const char *address, Snapshot snapshot)
 }
 
 static void
-read_lane(Batch *b, BatchLease *lease, int lane_no, int64 mark, int max, Snapshot snapshot,
-		  Lane *lane)
+open_lane(Batch *b, BatchLease *lease, int lane_no, Snapshot snapshot, Lane *lane)
 {
 	ScanKeyData keys[3];
-	DgenScan   *scan;
-	HeapTuple	tuple;
 
 	memset(lane, 0, sizeof(Lane));
-	lane->last_id = -1;
+	lane->low = lease->mark;
 	/* nothing lives below the mark, and what is drawn from now on rings again */
-	if (mark > dgen_bounds_last_sent(b->bounds))
+	if (lease->mark > dgen_bounds_last_sent(b->bounds))
 		return;
-	lane->msgs = palloc(max * sizeof(DgenMessage *));
 	dgen_key_int8(&keys[0], 1, lease->taken->hash, BTEqualStrategyNumber);
 	dgen_key_int2(&keys[1], 2, lane_priority[lane_no]);
-	dgen_key_int8(&keys[2], 3, mark, BTGreaterEqualStrategyNumber);
-	scan = dgen_scan_begin(b->messages, DGEN_I_MESSAGE_MAILBOX, snapshot, 3, keys);
-	while ((tuple = dgen_scan_next(scan)) != NULL)
-	{
-		DgenMessage *msg;
+	dgen_key_int8(&keys[2], 3, lease->mark, BTGreaterEqualStrategyNumber);
+	lane->scan = dgen_scan_begin(b->messages, DGEN_I_MESSAGE_MAILBOX, snapshot, 3, keys);
+}
 
-		if (lane->n == max || b->bytes > DGEN_BATCH_BYTES)
-		{
-			lane->truncated = true;
-			break;
-		}
-		msg = palloc(sizeof(DgenMessage));
-		dgen_message_deform(tuple, RelationGetDescr(b->messages->rel), 0, msg);
-		b->bytes += VARSIZE(msg->message);
-		lane->last_id = msg->id;
-		lane->msgs[lane->n++] = msg;
-		CHECK_FOR_INTERRUPTS();
+/* The next message of a lane, which stays there; NULL: there is none. */
+static DgenMessage *
+peek(Batch *b, Lane *lane)
+{
+	HeapTuple	tuple;
+
+	if (lane->next != NULL || lane->scan == NULL)
+		return lane->next;
+	CHECK_FOR_INTERRUPTS();
+	tuple = dgen_scan_next(lane->scan);
+	if (tuple == NULL)
+	{
+		dgen_scan_end(lane->scan);
+		lane->scan = NULL;
+		return NULL;
 	}
-	dgen_scan_end(scan);
+	lane->next = palloc(sizeof(DgenMessage));
+	dgen_message_deform(tuple, RelationGetDescr(b->messages->rel), 0, lane->next);
+	lane->low = lane->next->id + 1;
+	return lane->next;
+}
+
+/* It was passed over: there may be many such, and they may be large. */
+static void
+drop_next(Lane *lane)
+{
+	if (lane->next->context != NULL)
+		pfree(lane->next->context);
+	pfree(lane->next->message);
+	pfree(lane->next);
+	lane->next = NULL;
+}
+
+/* What is left in a lane bounds the mark. */
+static void
+close_lane(BatchLease *lease, Lane *lane)
+{
+	if (lane->scan == NULL)
+		return;
+	lease->low = Min(lease->low, lane->next != NULL ? lane->next->id : lane->low);
+	dgen_scan_end(lane->scan);
 }
 
 /* ---------------------------------------------------------------- planning */
@@ -248,13 +288,19 @@ next_call(Batch *b, int lease, int after)
 	return -1;
 }
 
+static bool
+is_full(Batch *b)
+{
+	return b->nitems >= b->max_items || b->bytes > DGEN_BATCH_BYTES;
+}
+
 /* Add an item; false if the batch can take no more. */
 static bool
 add_item(Batch *b, int lease, DgenMessage *msg, int call, int server, int attempts)
 {
 	BatchItem  *item = &b->items[b->nitems];
 
-	if (b->nitems >= b->max_items)
+	if (is_full(b))
 		return false;
 	memset(item, 0, sizeof(BatchItem));
 	item->lease = lease;
@@ -263,9 +309,9 @@ add_item(Batch *b, int lease, DgenMessage *msg, int call, int server, int attemp
 	item->call = call;
 	item->attempts = attempts;
 	b->nitems++;
-	/* the servers' calls are not read from the mailbox */
-	if (msg == NULL)
-		b->bytes += 1;
+	/* a call's request stays where it is, in shared memory */
+	if (msg != NULL)
+		b->bytes += VARSIZE(msg->message);
 	return true;
 }
 
@@ -321,7 +367,8 @@ must_wait(Batch *b, int leaseno, int server, DgenMessage *msg)
 /*
  * May this message run now?  One that has failed before runs alone, since it
  * would only fail its company again; so does a suspect.  Sets park_until for
- * what backs off.  A continue runs before what is wanted, and nothing passes it.
+ * what backs off, which is no obstacle to what is wanted if others may pass it.
+ * A continue runs before what is wanted, and nothing passes it.
  */
 typedef enum Verdict
 {
@@ -333,15 +380,15 @@ judge_message(Batch *b, BatchLease *lease, DgenMessage *msg, FailedMessage *f)
 {
 	bool		first = msg->kind == DGEN_KIND_CONTINUE;
 
-	if (!first && !is_wanted(b, false, msg->id))
-	{
-		lease->more = true;
-		return STOP_LANE;
-	}
 	if (f != NULL && f->next_at > GetCurrentTimestamp())
 	{
 		wait_until(lease, f->next_at);
 		return b->module->skip_failing && !first ? PASS_OVER : STOP_LANE;
+	}
+	if (!first && !is_wanted(b, false, msg->id))
+	{
+		lease->more = true;
+		return STOP_LANE;
 	}
 	if ((f != NULL || dgen_hand_suspect(MyDatabaseId, msg->id)) && b->nitems > 0)
 	{
@@ -381,7 +428,6 @@ read_message(Batch *b, int64 id, Snapshot snapshot)
 	{
 		msg = palloc(sizeof(DgenMessage));
 		dgen_message_deform(tuple, RelationGetDescr(b->messages->rel), 0, msg);
-		b->bytes += VARSIZE(msg->message);
 	}
 	dgen_scan_end(scan);
 	return msg;
@@ -422,8 +468,7 @@ plan_continue(Batch *b, int leaseno, Lane *lane, int server, Snapshot snapshot)
 static bool
 plan_normal(Batch *b, int leaseno, Lane *lane, int *call, Snapshot snapshot, bool *progress)
 {
-	BatchLease *lease = &b->leases[leaseno];
-	DgenMessage *msg = lane->next < lane->n ? lane->msgs[lane->next] : NULL;
+	DgenMessage *msg = peek(b, lane);
 	DgenCall   *c = *call >= 0 ? b->calls[*call].call : NULL;
 	int			server;
 
@@ -435,12 +480,6 @@ plan_normal(Batch *b, int leaseno, Lane *lane, int *call, Snapshot snapshot, boo
 	}
 	if (c != NULL && (msg == NULL || c->place < msg->id))
 	{
-		if (msg == NULL && lane->truncated && c->place > lane->last_id)
-		{
-			lane->blocked = true;
-			lease->more = true;
-			return true;
-		}
 		server = find_server(b, leaseno, c->data, snapshot);
 		if (server < 0)
 			return false;
@@ -466,7 +505,7 @@ static bool
 plan_message(Batch *b, int leaseno, Lane *lane, Snapshot snapshot)
 {
 	BatchLease *lease = &b->leases[leaseno];
-	DgenMessage *msg = lane->msgs[lane->next];
+	DgenMessage *msg = peek(b, lane);
 	const char *name = b->effects ? dgen_effects_of(msg->server) : msg->server;
 	int			server = find_server(b, leaseno, name, snapshot);
 	FailedMessage *f;
@@ -484,7 +523,7 @@ plan_message(Batch *b, int leaseno, Lane *lane, Snapshot snapshot)
 		return true;
 	if (msg->id == b->servers[server].continued)
 	{
-		lane->next++;
+		lane->next = NULL;
 		return true;
 	}
 	f = find_failed(b->servers[server].failed, msg->id);
@@ -493,11 +532,11 @@ plan_message(Batch *b, int leaseno, Lane *lane, Snapshot snapshot)
 		case RUN_IT:
 			if (!add_message(b, leaseno, msg, server, f))
 				return false;
-			lane->next++;
+			lane->next = NULL;
 			break;
 		case PASS_OVER:
 			lease->low = Min(lease->low, msg->id);
-			lane->next++;
+			drop_next(lane);
 			break;
 		case STOP_LANE:
 			lane->blocked = true;
@@ -507,38 +546,25 @@ plan_message(Batch *b, int leaseno, Lane *lane, Snapshot snapshot)
 }
 
 static bool
-lane_waits(Lane *lane, int lane_no, int call)
+lane_waits(Batch *b, Lane *lane, int lane_no, int call)
 {
-	return !lane->blocked && (lane->next < lane->n || (lane_no == NORMAL_LANE && call >= 0));
+	return !lane->blocked && (peek(b, lane) != NULL || (lane_no == NORMAL_LANE && call >= 0));
 }
 
 /* Whose turn is it? -1: nothing waits. */
 static int
-choose_lane(Lane *lanes, int call, int turn)
+choose_lane(Batch *b, Lane *lanes, int call, int turn)
 {
 	int			preferred = turns[turn % 10];
 
-	if (lane_waits(&lanes[preferred], preferred, call))
+	if (lane_waits(b, &lanes[preferred], preferred, call))
 		return preferred;
 	for (int i = 0; i < DGEN_NLANES; i++)
 	{
-		if (lane_waits(&lanes[i], i, call))
+		if (lane_waits(b, &lanes[i], i, call))
 			return i;
 	}
 	return -1;
-}
-
-/* What is left in the lanes bounds the mark, and wants another batch. */
-static void
-note_rest(BatchLease *lease, Lane *lane, bool full)
-{
-	if (lane->truncated)
-		lease->low = Min(lease->low, lane->last_id + 1);
-	if (lane->next < lane->n)
-		lease->low = Min(lease->low, lane->msgs[lane->next]->id);
-	if (full ? lane->next < lane->n || lane->truncated :
-		lane->truncated && !lane->blocked)
-		lease->more = true;
 }
 
 /* Read the mailbox of one lease and plan its items; false when the batch is full. */
@@ -547,7 +573,6 @@ plan_lease(Batch *b, int leaseno, Snapshot snapshot)
 {
 	BatchLease *lease = &b->leases[leaseno];
 	Lane		lanes[DGEN_NLANES];
-	int			room = b->max_items - b->nitems;
 	int			call = next_call(b, leaseno, -1);
 	int			turn = pg_prng_uint32(&pg_global_prng_state) % 10;
 	bool		full = false;
@@ -556,9 +581,9 @@ plan_lease(Batch *b, int leaseno, Snapshot snapshot)
 	lease->read = true;
 	lease->low = dgen_bounds_limit(b->bounds, lease->taken->hash);
 	for (int i = 0; i < DGEN_NLANES; i++)
-		read_lane(b, lease, i, lease->mark, room, snapshot, &lanes[i]);
+		open_lane(b, lease, i, snapshot, &lanes[i]);
 
-	while (!full && (lane = choose_lane(lanes, call, turn++)) >= 0)
+	while (!full && (lane = choose_lane(b, lanes, call, turn++)) >= 0)
 	{
 		bool		progress = false;
 
@@ -569,9 +594,7 @@ plan_lease(Batch *b, int leaseno, Snapshot snapshot)
 			full = true;
 	}
 	for (int i = 0; i < DGEN_NLANES; i++)
-		note_rest(lease, &lanes[i], full);
-	if (full && call >= 0)
-		lease->more = true;
+		close_lane(lease, &lanes[i]);
 	return !full;
 }
 
@@ -613,7 +636,7 @@ dgen_cut_take(Batch *b)
 	{
 		if (b->leases[i].gone || !b->leases[i].held)
 			continue;
-		if (b->nitems >= b->max_items || !plan_lease(b, i, snapshot))
+		if (is_full(b) || !plan_lease(b, i, snapshot))
 			b->leases[i].more = true;
 	}
 	UnregisterSnapshot(snapshot);

@@ -216,6 +216,13 @@ SELECT count(*) FROM dgen.attempt WHERE server LIKE '%effects/%';
 SET ROLE regress_dgen_effects;
 SELECT dgen.call('effects/k', '{"do": "SELECT dgen.after_commit(''effects.note'', ''{\"do\": \"SELECT 1 / 0\"}'')"}');
 SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.messages WHERE server = 'effects/k' AND status = 'retrying')$$);
+-- with retry => skip others pass it
+SELECT dgen.alter_module('effects', retry => 'skip') -> 'created';
+TRUNCATE effects.log;
+SELECT dgen.invoke('effects/k', '{"n": 2}') IS NOT NULL;
+SELECT pg_temp.until($$(SELECT count(*) = 2 FROM effects.log)$$, 5);
+SELECT status, count(*) FROM dgen.messages WHERE server = 'effects/k' GROUP BY status;
+SELECT dgen.alter_module('effects', retry => 'block') -> 'created';
 
 --
 -- Who may promise what

@@ -77,7 +77,39 @@ SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.servers WHERE server = 'failures
 SELECT dgen.call('failures/c', '{"do": "SELECT 1"}');
 SELECT dgen.message_status(:id), dgen.cancel(:id), dgen.message_status(:id);
 SELECT dgen.wait_idle('failures/c');
-SELECT dgen.alter_module('failures', retry => 'block', backoff_initial => '5 ms', backoff_max => '50 ms') -> 'created';
+-- where a batch has room for one message only
+SELECT dgen.alter_module('failures', batch_size => 1, backoff_initial => '1 min') -> 'created';
+SELECT dgen.cast('failures/c1', '{"do": "SELECT failures.fail()"}') > 0;
+SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.messages WHERE server = 'failures/c1' AND status = 'retrying')$$);
+SELECT dgen.cast('failures/c1', '"passes"') > 0;
+SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.servers WHERE server = 'failures/c1' AND state ->> 'last' = 'passes')$$, 5);
+SELECT dgen.alter_module('failures', batch_size => 256) -> 'created';
+-- in company with another that fails
+SELECT dgen.suspend('failures/c1');
+SELECT count(dgen.cast('failures/c1', message::jsonb, max_attempts => 1))
+FROM unnest(ARRAY['"first"', '{"do": "SELECT failures.fail()"}', '"last"']) message;
+SELECT dgen.resume('failures/c1');
+SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.servers WHERE server = 'failures/c1' AND state ->> 'last' = 'last')$$, 5);
+SELECT message FROM failures.log WHERE server = 'c1' ORDER BY n;
+SELECT attempts, message FROM dgen.messages WHERE server = 'failures/c1';
+-- more than a batch holds, in number and in bytes
+SELECT dgen.suspend('failures/c2');
+SELECT count(dgen.cast('failures/c2', '{"do": "SELECT failures.fail()"}')) FROM generate_series(1, 300);
+SELECT dgen.cast('failures/c2', jsonb_build_object('do', 'SELECT failures.fail()', 'text', repeat('x', 1500000))) > 0;
+SELECT dgen.cast('failures/c2', '"passes"') > 0;
+SELECT dgen.resume('failures/c2');
+SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.servers WHERE server = 'failures/c2' AND state ->> 'last' = 'passes')$$, 8);
+SELECT status, count(*) FROM dgen.messages WHERE server = 'failures/c2' GROUP BY status;
+-- and where nothing passes, other lanes go on
+SELECT dgen.alter_module('failures', retry => 'block') -> 'created';
+SELECT dgen.cast('failures/c3', jsonb_build_object('do', 'SELECT failures.fail()', 'text', repeat('x', 1500000)), priority => 1) > 0;
+SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.messages WHERE server = 'failures/c3' AND status = 'retrying')$$);
+SELECT dgen.cast('failures/c3', '"of another lane"') > 0;
+SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.servers WHERE server = 'failures/c3' AND state ->> 'last' = 'of another lane')$$, 5);
+SELECT count(dgen.discard(id)) FROM dgen.messages WHERE server LIKE 'failures/c_';
+SELECT dgen.wait_idle(module => 'failures');
+SELECT dgen.purge('failures');
+SELECT dgen.alter_module('failures', backoff_initial => '5 ms', backoff_max => '50 ms') -> 'created';
 
 --
 -- Directives
