@@ -151,6 +151,9 @@ CREATE FUNCTION history.handle_continue(message jsonb, state jsonb) RETURNS json
 CREATE OR REPLACE FUNCTION history.handle_cast(message jsonb, INOUT state jsonb) LANGUAGE plpgsql AS $$
 BEGIN
   IF message ? 'back' THEN
+    IF message ? 'once' AND NOT coalesce(dgen.state(message ->> 'back') ? (message ->> 'once'), false) THEN
+      PERFORM dgen.retry_after('10 ms');
+    END IF;
     BEGIN
       PERFORM dgen.rollback(message ->> 'back', 1);
       RAISE EXCEPTION 'undo';
@@ -164,7 +167,7 @@ BEGIN
 END $$;
 SELECT dgen.suspend(module => 'history');
 SELECT dgen.cast('history/x', '{"n": 1}') > 0, dgen.cast('history/x', '{"n": 2}') > 0, dgen.cast('history/y', '{"n": 1}') > 0,
-  dgen.cast('history/y', '{"back": "history/x", "to": 2}') > 0, dgen.cast('history/x', '{"m": 3}') > 0;
+  dgen.cast('history/y', '{"back": "history/x", "to": 2, "once": "m"}') > 0, dgen.cast('history/x', '{"m": 3}') > 0;
 SELECT dgen.resume(module => 'history');
 SELECT dgen.wait_idle(module => 'history');
 SELECT dgen.state('history/y');
