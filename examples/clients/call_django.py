@@ -20,7 +20,7 @@ def deposit(server, amount, key):
                                (server, json.dumps({"deposit": amount}), key))
                 return json.loads(cursor.fetchone()[0])     # Django leaves jsonb as text
         except Error as e:
-            if e.__cause__.pgcode not in ("OT001", "OT002", "OT015", "OT020") or attempt == 2:
+            if e.__cause__.diag.sqlstate not in ("OT001", "OT002", "OT015", "OT020") or attempt == 2:
                 raise
 
 

@@ -16,5 +16,5 @@ with engine.connect() as conn:
             print(conn.execute(call).scalar())
             break
         except DBAPIError as e:
-            if e.orig.pgcode not in ("OT001", "OT002", "OT015", "OT020") or attempt == 2:
+            if e.orig.diag.sqlstate not in ("OT001", "OT002", "OT015", "OT020") or attempt == 2:
                 raise

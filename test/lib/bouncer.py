@@ -38,6 +38,11 @@ class Bouncer:
         text = subprocess.run([self.program, "--version"], text=True, stdout=subprocess.PIPE).stdout
         return tuple(int(n) for n in re.search(r"(\d+)\.(\d+)", text).groups())
 
+    @property
+    def has_named_statements(self):
+        """From 1.21 on it keeps track of them, if it is told to."""
+        return self.version >= (1, 21)
+
     def conninfo(self, **kw):
         return dict({"host": "127.0.0.1", "port": self.port, "user": "postgres",
                      "dbname": "postgres"}, **kw)
@@ -74,6 +79,8 @@ default_pool_size = %d
 server_round_robin = 1
 ignore_startup_parameters = extra_float_digits
 """ % (self.cluster.socket_dir, self.cluster.port, self.port, users, CONNECTIONS))
+            if self.has_named_statements:
+                f.write("max_prepared_statements = 100\n")
         with open(self.log, "a") as log:
             self.process = subprocess.Popen([self.program, ini], stdin=subprocess.DEVNULL, stdout=log,
                                             stderr=log, env=clean_environment(), **as_server_user())

@@ -71,5 +71,5 @@ class Real(TransactionTestCase):
             with self.assertRaises(DatabaseError) as caught:
                 call("stock/tea", {"raise": state})
             self.assertIs(type(caught.exception), wanted)
-            self.assertEqual(caught.exception.__cause__.pgcode, found)
+            self.assertEqual(caught.exception.__cause__.diag.sqlstate, found)
             self.assertTrue(connection.is_usable())

@@ -38,7 +38,7 @@ def try_to_buy(request, item, n):
         with transaction.atomic():
             return JsonResponse(call("stock/" + item, {"take": n}))
     except IntegrityError as e:
-        return JsonResponse({"error": e.__cause__.pgcode, "orders": Order.objects.count()})
+        return JsonResponse({"error": e.__cause__.diag.sqlstate, "orders": Order.objects.count()})
 
 
 def spoil(request, item, n):
