@@ -24,7 +24,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/rel.h"
 
-#define NAME_LOCK_CLASS 0xD8
+#define NAME_LOCK_CLASS 0xD9
 #define MAX_NAME 512			/* bytes */
 #define MIN_EVERY 1000			/* microseconds */
 #define MAX_CATCH_UP 10000		/* occurrences that may have been missed at the start */
