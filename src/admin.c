@@ -46,6 +46,7 @@ typedef struct Change
 } Change;
 
 static List *changes = NIL;		/* in TopTransactionContext, entries too */
+static bool committed = false;	/* they are to be told */
 
 PG_FUNCTION_INFO_V1(dgen_start);
 PG_FUNCTION_INFO_V1(dgen_stop);
@@ -669,22 +670,33 @@ tell_changes(void)
 	dgen_wake_keeper(MyDatabaseId, GetCurrentTimestamp());
 }
 
-/*
- * At the end of a transaction: servers of the modules that it resumed go on,
- * and calls that wait for a server that it stopped are told so.
- * Those that calls wait for are parked and rung here; those with messages are
- * found by the keeper.  Must not raise.  A prepared transaction rings nobody
- * when it commits: then a ring by the next call or message does.  A resume
- * that a savepoint undid rings in vain, which is harmless.
- */
+/* At the end of a transaction: must not raise. */
 void
 dgen_admin_xact_callback(XactEvent event)
 {
-	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
-		return;
-	if (changes != NIL && event == XACT_EVENT_COMMIT)
+	if (event == XACT_EVENT_COMMIT)
+		committed = true;
+	else if (event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+		changes = NIL;
+}
+
+/*
+ * After the commit, when its invalidations have been sent: servers of the
+ * modules that it resumed go on, and calls that wait for a server that it
+ * stopped are told so.  Those that calls wait for are parked and rung here;
+ * those with messages are found by the keeper.  Must not raise.  A prepared
+ * transaction rings nobody when it commits: then a ring by the next call or
+ * message does.  A resume that a savepoint undid rings in vain, which is
+ * harmless.
+ */
+void
+dgen_admin_ring(void)
+{
+	if (committed && changes != NIL)
 		tell_changes();
-	changes = NIL;
+	if (committed)
+		changes = NIL;
+	committed = false;
 }
 
 /* ---------------------------------------------------------------- state */

@@ -85,7 +85,7 @@ take_touched(Batch *b)
 
 /*
  * Take one lease, or put the server off: first for a millisecond, then up to
- * a tenth of a second.  Its holder rings it, too, but before it lets go.
+ * a tenth of a second.  Its holder rings it when it has let go, too.
  */
 static bool
 take_lease(BatchLease *lease)

@@ -6,7 +6,7 @@
  * dgen must be preloaded: it has shared memory and background workers.  The
  * callbacks here run in every process that has a database; they pass the
  * ends of transactions on to the parts that keep something until then, and in
- * an order that matters: what was sent is rung only after replies are shown,
+ * an order that matters: what was sent is rung last, after replies are shown,
  * so that a caller never waits longer for the doorbells of others.
  *
  *-------------------------------------------------------------------------
@@ -45,6 +45,19 @@ xact_callback(XactEvent event, void *arg)
 		dgen_scope_reset();
 		dgen_server_xact_end();
 	}
+}
+
+/*
+ * Doorbells come last: behind the invalidations, which a commit sends after
+ * its callbacks, and the leases.
+ */
+static void
+release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void *arg)
+{
+	if (phase != RESOURCE_RELEASE_LOCKS || !isTopLevel)
+		return;
+	dgen_mailbox_ring();
+	dgen_admin_ring();
 }
 
 static void
@@ -122,6 +135,7 @@ _PG_init(void)
 	dgen_launcher_register();
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);
+	RegisterResourceReleaseCallback(release_callback, NULL);
 	prev_ExecutorStart = ExecutorStart_hook;
 	ExecutorStart_hook = executor_start;
 }

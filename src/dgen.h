@@ -801,6 +801,7 @@ typedef struct DgenSent
 } DgenSent;
 extern int	dgen_mailbox_uncommitted(DgenSent **sent);	/* in order of sending */
 extern void dgen_mailbox_xact_callback(XactEvent event);
+extern void dgen_mailbox_ring(void);	/* no ERROR */
 extern void dgen_mailbox_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
 
 /* rings a server when this transaction ends, committed or not (resume, a lease let go...) */
@@ -1445,6 +1446,7 @@ extern void dgen_admin_check_version(DgenServer *server, int64 expected);	/* OT0
 /* the state that the statement's snapshot sees; OT003.  Rights are the caller's to check. */
 extern Jsonb *dgen_read_state(const DgenAddress *address, DgenServer *out);
 extern void dgen_admin_xact_callback(XactEvent event);
+extern void dgen_admin_ring(void);	/* no ERROR */
 /* a new incarnation by init, as the owner, for the current user */
 extern void dgen_admin_init(DgenModule *module, const DgenAddress *address, DgenServer *server, Jsonb *args);
 

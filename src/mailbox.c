@@ -31,6 +31,12 @@ static int	nsent = 0;
 static int	sent_size = 0;
 static TimestampTz earliest_due = DT_NOEND;
 
+/* the transaction has ended, and is to ring */
+static enum
+{
+	RING_NONE, RING_COMMITTED, RING_ABORTED
+}			ringing = RING_NONE;
+
 /* whom this session has sent to at all: an invoke of these looks for its own messages */
 static HTAB *sent_to = NULL;
 static bool sent_to_forgotten = false;
@@ -556,6 +562,15 @@ dgen_mailbox_put_back(DgenModule *module, DgenMessage *msg)
 /* ---------------------------------------------------------------- ends */
 
 static void
+forget_all(void)
+{
+	sent = NULL;
+	nsent = sent_size = 0;
+	earliest_due = DT_NOEND;
+	ringing = RING_NONE;
+}
+
+static void
 ring_all(void)
 {
 	int64		last_hash = 0;
@@ -579,9 +594,9 @@ ring_all(void)
 }
 
 /*
- * At the end of a transaction.  Runs after it has become visible (or has
- * aborted) and must not raise: it flips shared state and sets latches.  Only
- * PRE_PREPARE may still fail.
+ * At the end of a transaction, when it has become visible or has aborted; must
+ * not raise.  Only PRE_PREPARE may still fail.  What was sent is rung later,
+ * by dgen_mailbox_ring().
  */
 void
 dgen_mailbox_xact_callback(XactEvent event)
@@ -594,29 +609,41 @@ dgen_mailbox_xact_callback(XactEvent event)
 			return;
 		case XACT_EVENT_COMMIT:
 		case XACT_EVENT_ABORT:
+			dgen_bound_clear();
+			ringing = event == XACT_EVENT_COMMIT ? RING_COMMITTED : RING_ABORTED;
+			return;
 		case XACT_EVENT_PREPARE:
 			dgen_bound_clear();
-			if (nsent == 0 && earliest_due == DT_NOEND)
-				return;
-			if (event == XACT_EVENT_ABORT)
-			{
-				/* only leases that were let go matter */
-				for (int i = 0; i < nsent; i++)
-				{
-					if (sent[i].id == 0)
-						dgen_ready_ring(MyDatabaseId, sent[i].owner, sent[i].pool,
-										sent[i].module_id, sent[i].hash);
-				}
-			}
-			else if (event == XACT_EVENT_COMMIT)
-				ring_all();
-			sent = NULL;
-			nsent = sent_size = 0;
-			earliest_due = DT_NOEND;
+			forget_all();
 			return;
 		default:
 			return;
 	}
+}
+
+/*
+ * Ring the servers that the transaction which ends has sent to; must not
+ * raise: it flips shared state and sets latches.  Comes after the transaction's
+ * invalidations have been sent and its leases let go, so that who is woken
+ * finds modules as it left them, and its servers free.
+ */
+void
+dgen_mailbox_ring(void)
+{
+	if (ringing == RING_COMMITTED)
+		ring_all();
+	else if (ringing == RING_ABORTED)
+	{
+		/* only leases that were let go matter */
+		for (int i = 0; i < nsent; i++)
+		{
+			if (sent[i].id == 0)
+				dgen_ready_ring(MyDatabaseId, sent[i].owner, sent[i].pool,
+								sent[i].module_id, sent[i].hash);
+		}
+	}
+	if (ringing != RING_NONE)
+		forget_all();
 }
 
 /* What an aborted subtransaction sent was not sent. */

@@ -761,9 +761,8 @@ dgen_module_by_id(int32 id)
 }
 
 /*
- * The module as its row is now, whatever the cache has.  A commit rings before
- * it sends its invalidations, so who is woken by a resume may still have the
- * module as it was.
+ * The module as its row is now, whatever the cache has: a commit is visible
+ * before its invalidations are sent.
  */
 DgenModule *
 dgen_module_reread(DgenModule *module)
