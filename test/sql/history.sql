@@ -151,8 +151,11 @@ CREATE FUNCTION history.handle_continue(message jsonb, state jsonb) RETURNS json
 CREATE OR REPLACE FUNCTION history.handle_cast(message jsonb, INOUT state jsonb) LANGUAGE plpgsql AS $$
 BEGIN
   IF message ? 'back' THEN
-    IF message ? 'once' AND NOT coalesce(dgen.state(message ->> 'back') ? (message ->> 'once'), false) THEN
+    -- servers are handled in any order: not before the other one has come so far
+    IF message ? 'once' AND NOT EXISTS (SELECT FROM dgen.servers
+                                        WHERE server = message ->> 'back' AND state ? (message ->> 'once')) THEN
       PERFORM dgen.retry_after('10 ms');
+      RETURN;
     END IF;
     BEGIN
       PERFORM dgen.rollback(message ->> 'back', 1);
