@@ -152,8 +152,8 @@ CREATE OR REPLACE FUNCTION history.handle_cast(message jsonb, INOUT state jsonb)
 BEGIN
   IF message ? 'back' THEN
     -- servers are handled in any order: not before the other one has come so far
-    IF message ? 'once' AND NOT EXISTS (SELECT FROM dgen.servers
-                                        WHERE server = message ->> 'back' AND state ? (message ->> 'once')) THEN
+    IF message ? 'once' AND NOT EXISTS (SELECT FROM dgen.servers s
+                                        WHERE s.server = message ->> 'back' AND s.state ? (message ->> 'once')) THEN
       PERFORM dgen.retry_after('10 ms');
       RETURN;
     END IF;
