@@ -432,6 +432,7 @@ extern TM_Result dgen_table_delete(DgenTable *table, ItemPointer tid);
 extern TM_Result dgen_table_lock(DgenTable *table, ItemPointer tid);
 /* waits for a transaction in the way, then deletes; false if it is gone */
 extern bool dgen_table_delete_wait(DgenTable *table, ItemPointer tid);
+extern bool dgen_table_find(DgenTable *table, int64 id, ItemPointer tid);	/* by primary key */
 
 /* index scans by equality on a prefix, lower bound on the last key if wanted */
 typedef struct DgenScan DgenScan;
@@ -774,6 +775,7 @@ extern void dgen_mailbox_append(DgenModule *module, DgenMessage *msg);
 extern void dgen_mailbox_schedule(DgenModule *module, DgenMessage *msg);
 /* inserts under its own id again (requeue, due): lowers the mark */
 extern void dgen_mailbox_put_back(DgenModule *module, DgenMessage *msg);
+extern void dgen_delayed_delete(int64 id);
 extern void dgen_message_form(const DgenMessage *msg, Datum *values, bool *nulls);
 /* skip: columns between id and hash: 0, or 1 in dgen.delayed; copies all */
 extern void dgen_message_deform(HeapTuple tuple, TupleDesc desc, int skip, DgenMessage *msg);

@@ -94,17 +94,8 @@ forget_reply(int64 id)
 {
 	DgenTable  *table = dgen_table_open(DGEN_T_REPLY, RowExclusiveLock);
 	ItemPointerData tid;
-	ScanKeyData key;
-	DgenScan   *scan;
-	HeapTuple	tuple;
 
-	dgen_key_int8(&key, 1, id, BTEqualStrategyNumber);
-	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
-	tuple = dgen_scan_next(scan);
-	if (tuple != NULL)
-		tid = tuple->t_self;
-	dgen_scan_end(scan);
-	if (tuple != NULL)
+	if (dgen_table_find(table, id, &tid))
 		(void) dgen_table_delete_wait(table, &tid);
 	dgen_table_close(table);
 }

@@ -430,6 +430,24 @@ send_delayed(DgenMessage *msg)
 	dgen_due_at_commit(msg->due_at);
 }
 
+/*
+ * Take back a message that is not due yet.  One that the keeper has in hand
+ * comes to the mailbox: whoever handles it must know that it is stale.
+ */
+void
+dgen_delayed_delete(int64 id)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_DELAYED, RowExclusiveLock);
+	ItemPointerData tid;
+
+	if (dgen_table_find(table, id, &tid))
+	{
+		CommandCounterIncrement();
+		(void) dgen_table_delete(table, &tid);
+	}
+	dgen_table_close(table);
+}
+
 /* Rows of one send that wait to be inserted together. */
 typedef struct Pending
 {

@@ -558,6 +558,23 @@ dgen_scan_end(DgenScan *scan)
 	pfree(scan);
 }
 
+/* Where the row with this primary key is, as it is now; false: there is none. */
+bool
+dgen_table_find(DgenTable *table, int64 id, ItemPointer tid)
+{
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+
+	dgen_key_int8(&key, 1, id, BTEqualStrategyNumber);
+	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
+	tuple = dgen_scan_next(scan);
+	if (tuple != NULL)
+		*tid = tuple->t_self;
+	dgen_scan_end(scan);
+	return tuple != NULL;
+}
+
 void
 dgen_key_text(ScanKey key, int attno, const char *value)
 {

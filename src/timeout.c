@@ -39,33 +39,6 @@ timeout_message(void)
 }
 
 /*
- * Take an alarm back.  If the keeper has it in hand it becomes a message that
- * nobody cares for, since the row names another by then.
- */
-static void
-delete_alarm(int64 id)
-{
-	DgenTable  *table = dgen_table_open(DGEN_T_DELAYED, RowExclusiveLock);
-	ItemPointerData tid;
-	ScanKeyData key;
-	DgenScan   *scan;
-	HeapTuple	tuple;
-
-	dgen_key_int8(&key, 1, id, BTEqualStrategyNumber);
-	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
-	tuple = dgen_scan_next(scan);
-	if (tuple != NULL)
-		tid = tuple->t_self;
-	dgen_scan_end(scan);
-	if (tuple != NULL)
-	{
-		CommandCounterIncrement();
-		(void) dgen_table_delete(table, &tid);
-	}
-	dgen_table_close(table);
-}
-
-/*
  * Set the alarm, for the server as it is; due now: a message at once, behind
  * what waits.
  */
@@ -100,7 +73,7 @@ wake_at(DgenModule *module, DgenServer *server, TimestampTz due, TimestampTz now
 	if (server->timeout_id != 0 && server->timeout_due <= Max(due, now))
 		return;
 	if (server->timeout_id != 0)
-		delete_alarm(server->timeout_id);
+		dgen_delayed_delete(server->timeout_id);
 	set_alarm(module, server, due, now);
 }
 
@@ -295,7 +268,7 @@ void
 dgen_timeout_stop(DgenServer *server)
 {
 	if (server->timeout_id != 0)
-		delete_alarm(server->timeout_id);
+		dgen_delayed_delete(server->timeout_id);
 	if (server->timeout_id != 0 || server->timeout_at != 0)
 		dgen_timeout_forget(server, true);
 }

@@ -131,36 +131,12 @@ dgen_timer_find_id(DgenTable *table, int64 id, DgenTimer *timer)
 	return find(table, DGEN_I_TIMER_ID, 1, &key, timer);
 }
 
-/*
- * Take back the message of a timer, if it is not due yet.  One that the
- * keeper has in hand comes to the mailbox, where it is dropped.
- */
-static void
-delete_delayed(int64 id)
-{
-	DgenTable  *table = dgen_table_open(DGEN_T_DELAYED, RowExclusiveLock);
-	ItemPointerData tid;
-	ScanKeyData key;
-	DgenScan   *scan;
-	HeapTuple	tuple;
-
-	dgen_key_int8(&key, 1, id, BTEqualStrategyNumber);
-	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
-	tuple = dgen_scan_next(scan);
-	if (tuple != NULL)
-		tid = tuple->t_self;
-	dgen_scan_end(scan);
-	if (tuple != NULL)
-		(void) dgen_table_delete(table, &tid);
-	dgen_table_close(table);
-}
-
 bool
 dgen_timer_remove(DgenTable *table, DgenTimer *timer)
 {
 	if (!dgen_table_delete_wait(table, &timer->tid))
 		return false;
-	delete_delayed(timer->id);
+	dgen_delayed_delete(timer->id);
 	CommandCounterIncrement();
 	return true;
 }
