@@ -506,7 +506,7 @@ abort_try(Batch *b, MemoryContext mcxt)
 	b->running = false;
 	active = NULL;
 	dgen_hand_clear();
-	dgen_worker_set_call(0);
+	dgen_worker_set_call(0, DGEN_NONE);
 	QueryCancelPending = false;
 	calls_after_abort(b);
 	drop_module(b);

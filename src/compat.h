@@ -54,6 +54,11 @@ typedef bool DgenUpdateIndexes;
 #define MyVxidProc (MyProc->backendId)
 #endif
 
+/* 16 named it */
+#if PG_VERSION_NUM < 160000
+#define pgstat_get_local_beentry_by_index(i) pgstat_fetch_stat_local_beentry(i)
+#endif
+
 /* 16: one function for the rights on any object; SET ROLE apart from membership */
 #include "utils/acl.h"
 #if PG_VERSION_NUM < 160000

@@ -249,6 +249,28 @@ dgen_deferred_forget(uint64 call_id)
 		dgen_call_unref(dsa_get_address(dgen_dsa(), call), call);
 }
 
+char *
+dgen_deferred_by(int pid)
+{
+	dsa_area   *dsa = dgen_dsa();
+	char		server[DGEN_MAX_ADDRESS + 1] = "";
+
+	LWLockAcquire(&dgen_shared->lock, LW_SHARED);
+	for (int i = 0; i < DGEN_MAX_DEFERRED; i++)
+	{
+		DgenCall   *call;
+
+		if (dgen_shared->deferred[i].call == InvalidDsaPointer)
+			continue;
+		call = dsa_get_address(dsa, dgen_shared->deferred[i].call);
+		if (call->database == MyDatabaseId &&
+			ProcGlobal->allProcs[call->caller_pgprocno].pid == pid)
+			strlcpy(server, call->data, sizeof(server));
+	}
+	LWLockRelease(&dgen_shared->lock);
+	return server[0] != '\0' ? pstrdup(server) : NULL;
+}
+
 static void
 reply_to_call(uint64 call_id, uint64 secret, Jsonb *reply)
 {

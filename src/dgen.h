@@ -475,6 +475,7 @@ typedef struct DgenWorkerSlot
 	bool		slow;			/* runs activations that may outlast a budget */
 	pg_atomic_uint32 idle;		/* sleeps on its latch; who clears it, sets the latch */
 	pg_atomic_uint64 current_call;	/* id of the call whose handler runs, or 0 */
+	int			caller_pgprocno;	/* whose it is, or DGEN_NONE; for views */
 	pg_atomic_uint64 cancel_call;	/* id of the call to cancel, or 0 */
 	int64		batches;
 	int64		activations;
@@ -654,6 +655,21 @@ struct DgenCall;
 extern bool dgen_ready_add_call(Oid owner, DgenPoolKind kind, struct DgenCall *call, dsa_pointer self);
 /* is there an entry for it, in whatever state? (nothing raised) */
 extern bool dgen_ready_known(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int64 hash);
+/* what the queue knows of a server, for views; FREE: nothing */
+typedef struct DgenReadyLook
+{
+	DgenReadyState state;
+	TimestampTz queued_at;
+	TimestampTz park_until;		/* 0: until rung */
+	int			pool;			/* or DGEN_NONE; the rest is of it */
+	int			nready;
+	int			nworkers;
+	TimestampTz refused_at;
+	int			start_failures;
+	TimestampTz retry_at;
+} DgenReadyLook;
+extern void dgen_ready_look(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int64 hash,
+							DgenReadyLook *look);
 /* takes a still queued call off its entry; false if a worker has it */
 extern bool dgen_ready_withdraw(struct DgenCall *call, dsa_pointer self);
 
@@ -889,6 +905,7 @@ typedef struct DgenServer
 	bool		keep_state;		/* on_stop does not apply to the end that comes */
 } DgenServer;
 
+#define DGEN_LEASE_CLASS 0xD6	/* of advisory locks */
 /* the lease: a transaction-level lock on the hash; false if not wait and taken */
 extern bool dgen_lease_take(int64 hash, bool wait);
 extern void dgen_lease_release(int64 hash);
@@ -1173,6 +1190,7 @@ extern void dgen_migration_init(void *place, bool found);
 /* ----------------------------------------------------------------- views.c */
 extern Jsonb *dgen_masked(DgenCallbackKind kind, const char *server, Jsonb *value);
 extern int64 dgen_calls_waiting(const char *server);
+extern char *dgen_called_by(int pid);	/* the server whose reply a process waits for, or NULL */
 
 /* ----------------------------------------------------------------- trace.c */
 extern Size dgen_trace_size(void);
@@ -1354,6 +1372,7 @@ extern void dgen_kept_cancelled(const char *token);
 /* gives a call that runs a place; what it is when this transaction commits */
 extern void dgen_deferred_wait(DgenCall *call, dsa_pointer self, DgenCallState then);
 extern void dgen_deferred_forget(uint64 call_id);
+extern char *dgen_deferred_by(int pid); /* server that a process waits for like that, or NULL */
 /* answers, at the commit, a call whose handler said noreply or lock; nothing if nobody waits */
 extern void dgen_deferred_answer(const char *token, Jsonb *reply, const DgenError *error);
 extern void dgen_deferred_xact_callback(XactEvent event);

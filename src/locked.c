@@ -446,7 +446,7 @@ static void
 run_guarded(Work *w)
 {
 	dgen_hand_take(w->msg->id);
-	dgen_worker_set_call(w->msg->id);
+	dgen_worker_set_call(w->msg->id, DGEN_NONE);
 	dgen_worker_forget_interrupt();
 	dgen_worker_arm(w->timeout_ms, false);
 	call_procedure(w);
@@ -675,7 +675,7 @@ run_work(Work *w, DgenError **error)
 	dgen_scope_base(&w->scope);
 	(void) guard(w, step_run, error);
 	dgen_scope_base(NULL);
-	dgen_worker_set_call(0);
+	dgen_worker_set_call(0, DGEN_NONE);
 	dgen_hand_clear();
 	/* that lets go of session-level locks, ours too */
 	dgen_worker_clean_session();

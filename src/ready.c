@@ -502,6 +502,34 @@ dgen_ready_known(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, in
 	return known;
 }
 
+/* The same and more, for views. */
+void
+dgen_ready_look(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int64 hash,
+				DgenReadyLook *look)
+{
+	DgenPool   *pool = lock_pool(database, owner, kind);
+	int			i;
+
+	memset(look, 0, sizeof(DgenReadyLook));
+	look->pool = DGEN_NONE;
+	if (pool == NULL)
+		return;
+	look->pool = pool - dgen_shared->pools;
+	look->nready = pool->nready;
+	look->nworkers = pool->nworkers;
+	look->refused_at = pool->refused_at;
+	look->start_failures = pool->start_failures;
+	look->retry_at = pool->retry_at;
+	i = find_entry(pool, module_id, hash);
+	if (i != DGEN_NONE)
+	{
+		look->state = ready->entries[i].state;
+		look->queued_at = ready->entries[i].queued_at;
+		look->park_until = ready->entries[i].park_until;
+	}
+	unlock_pool(pool);
+}
+
 /* ---------------------------------------------------------------- calls */
 
 static DgenCall *

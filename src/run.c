@@ -424,7 +424,7 @@ begin_kept(Batch *b, BatchItem *item)
 		answer_failure(b, item, &err);
 		return false;
 	}
-	dgen_worker_set_call(item->kept->id);
+	dgen_worker_set_call(item->kept->id, item->kept->caller_pgprocno);
 	return item->kept->key_off == 0 || !answer_from_key(b, item, server);
 }
 
@@ -539,7 +539,8 @@ run_item(Batch *b, int i)
 
 	b->current = i;
 	if (item->msg == NULL)
-		dgen_worker_set_call(b->calls[item->call].call->id);
+		dgen_worker_set_call(b->calls[item->call].call->id,
+							 b->calls[item->call].call->caller_pgprocno);
 	if (begin_item(b, item))
 	{
 		if (item->msg != NULL)
@@ -553,7 +554,7 @@ run_item(Batch *b, int i)
 	}
 	else if (item->consumed && item->attempts > 0)
 		dgen_failure_forget(b, b->servers[item->server].server, item->msg->id);
-	dgen_worker_set_call(0);
+	dgen_worker_set_call(0, DGEN_NONE);
 	/* cursors that were left open; nothing of ours runs in a portal */
 	PortalHashTableDeleteAll();
 	dgen_worker_check_split();

@@ -37,7 +37,6 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
-#define LEASE_CLASS 0xD6
 
 /* columns of dgen.server, from 0 */
 enum
@@ -76,7 +75,7 @@ static void
 lease_tag(LOCKTAG *tag, int64 hash)
 {
 	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, (uint32) ((uint64) hash >> 32),
-						 (uint32) hash, LEASE_CLASS);
+						 (uint32) hash, DGEN_LEASE_CLASS);
 }
 
 /* Take the lease for this transaction; false if it is another's and not wait. */

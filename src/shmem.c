@@ -101,6 +101,7 @@ init_control(void)
 		slot->pgprocno = DGEN_NONE;
 		pg_atomic_init_u32(&slot->idle, 0);
 		pg_atomic_init_u64(&slot->current_call, 0);
+		slot->caller_pgprocno = DGEN_NONE;
 		pg_atomic_init_u64(&slot->cancel_call, 0);
 	}
 }

@@ -22,6 +22,7 @@
 #include "catalog/pg_authid.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
+#include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
@@ -341,6 +342,75 @@ dgen_calls_waiting(const char *server)
 	PG_END_TRY();
 	let_go(&calls);
 	return n;
+}
+
+static bool
+is_caller(int pgprocno, int pid)
+{
+	return pgprocno != DGEN_NONE && ProcGlobal->allProcs[pgprocno].pid == pid;
+}
+
+static char *
+called_by(DgenCalls *calls, int pid)
+{
+	for (int i = 0; i < calls->n; i++)
+	{
+		DgenCall   *call = dsa_get_address(dgen_dsa(), calls->calls[i]);
+
+		if (is_caller(call->caller_pgprocno, pid))
+			return pstrdup(call->data);
+	}
+	return NULL;
+}
+
+/* Of the calls that no worker has taken. */
+static char *
+queued_by(int pid)
+{
+	DgenCalls	calls = {0};
+	char	   *volatile server = NULL;
+
+	PG_TRY();
+	{
+		take_calls(&calls);
+		server = called_by(&calls, pid);
+	}
+	PG_CATCH();
+	{
+		let_go(&calls);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	let_go(&calls);
+	return server;
+}
+
+/*
+ * The server whose reply a process waits for: its call is in the queue, runs,
+ * or was deferred or postponed.  NULL: none, or it is in a worker's hands and
+ * not yet, or no more, run.
+ */
+char *
+dgen_called_by(int pid)
+{
+	char	   *server = queued_by(pid);
+	char		found[DGEN_MAX_ADDRESS + 1] = "";
+
+	if (server == NULL)
+		server = dgen_deferred_by(pid);
+	if (server != NULL)
+		return server;
+	LWLockAcquire(&dgen_shared->lock, LW_SHARED);
+	for (int i = 0; i < dgen_shared->nslots; i++)
+	{
+		DgenWorkerSlot *slot = &dgen_shared->slots[i];
+
+		if (slot->state == DGEN_WORKER_BUSY && slot->database == MyDatabaseId &&
+			is_caller(slot->caller_pgprocno, pid))
+			memcpy(found, slot->server, DGEN_MAX_ADDRESS);
+	}
+	LWLockRelease(&dgen_shared->lock);
+	return found[0] != '\0' ? pstrdup(found) : NULL;
 }
 
 /* calls_in_flight(): calls that wait for a worker, as far as the user may see them */

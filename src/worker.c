@@ -136,10 +136,11 @@ dgen_worker_cancels(void)
 	return cancels;
 }
 
-/* The call whose handler runs now, 0: none; a stale cancel is forgotten. */
+/* The call whose handler runs now, and its caller; 0: none; a stale cancel is forgotten. */
 void
-dgen_worker_set_call(uint64 call_id)
+dgen_worker_set_call(uint64 call_id, int caller_pgprocno)
 {
+	dgen_my_slot->caller_pgprocno = caller_pgprocno;
 	pg_atomic_write_u64(&dgen_my_slot->current_call, call_id);
 	if (call_id != 0)
 		pg_atomic_write_u64(&dgen_my_slot->cancel_call, 0);

@@ -22,7 +22,7 @@ extern void dgen_worker_arm(int ms, bool company);
 extern void dgen_worker_disarm(void);
 extern DgenInterrupt dgen_worker_interrupted(void);
 extern void dgen_worker_forget_interrupt(void);
-extern void dgen_worker_set_call(uint64 call_id);
+extern void dgen_worker_set_call(uint64 call_id, int caller_pgprocno);
 extern void dgen_worker_check_split(void);
 extern void dgen_worker_clean_session(void);
 extern int	dgen_worker_cancels(void);

@@ -1,0 +1,167 @@
+"""dgen.why(): what keeps a server from going on, where that takes several
+sessions, and that what it says mends it."""
+
+import threading
+
+import psycopg
+import pytest
+
+from cluster import wait_for
+from common import value, wait_idle
+
+MODULE = """
+CREATE ROLE owner LOGIN;
+GRANT pg_read_all_stats TO owner;
+CREATE SCHEMA why AUTHORIZATION owner;
+SET ROLE owner;
+CREATE FUNCTION why.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+    IF request ? 'later' THEN
+        PERFORM dgen.noreply();
+        RETURN;
+    END IF;
+    PERFORM pg_sleep(coalesce((request->>'sleep')::float, 0));
+    reply := '1';
+END $$;
+CREATE FUNCTION why.handle_cast(message jsonb, INOUT state jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_sleep(coalesce((message->>'sleep')::float, 0));
+END $$;
+SELECT dgen.create_module('why', invoke_isolation => 'any', handler_timeout => '50 s', max_attempts => 1, breaker => 0);
+"""
+
+
+@pytest.fixture
+def db(cluster):
+    cluster.psql("CREATE EXTENSION dgen")
+    cluster.psql(MODULE)
+    return cluster
+
+
+def why(conn, server=None, pid=None):
+    return [s for s, in conn.execute("SELECT * FROM dgen.why(%s, %s::int)", (server, pid))]
+
+
+def says(conn, *parts, **subject):
+    """Waits for a sentence that has all the parts."""
+    wait_for(lambda: any(all(p in s for p in parts) for s in why(conn, **subject)), 10,
+             message=lambda: "%s not in %s" % (parts, why(conn, **subject)))
+
+
+class Caller:
+    """A session that waits in a statement of its own."""
+
+    def __init__(self, db, statement):
+        self.conn = db.connect(user="owner")
+        self.pid = self.conn.info.backend_pid
+        self.error = None
+        self.thread = threading.Thread(target=self.run, args=(statement,))
+        self.thread.start()
+
+    def run(self, statement):
+        try:
+            self.conn.execute(statement)
+        except psycopg.Error as e:
+            self.error = e.sqlstate
+
+    def end(self):
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+        self.conn.close()
+        return self.error
+
+
+def test_row_held_by_an_invoke(db):
+    other = db.connect(user="owner", autocommit=False)
+    with db.connect() as conn:
+        other.execute("SELECT dgen.invoke('why/a', '{}')")
+        pid = other.info.backend_pid
+        conn.execute("SELECT dgen.cast('why/a', '{}')")
+        says(conn, "Its row is held", "process %d" % pid, "idle in transaction since",
+             "pg_terminate_backend(%d)" % pid, server="why/a")
+        says(conn, "Messages and calls that wait for it: 1", server="why/a")
+        # another one that waits for the row
+        waiter = Caller(db, "SELECT dgen.invoke('why/a', '{}')")
+        says(conn, "Process %d waits for the row" % waiter.pid, "process %d holds" % pid,
+             pid=waiter.pid)
+        # who may not see sessions does not
+        conn.execute("CREATE ROLE peer; SELECT dgen.alter_module('why', readers => 'peer')")
+        conn.execute("SET ROLE peer")
+        held = [s for s in why(conn, "why/a") if "Its row is held" in s]
+        assert len(held) == 1 and "idle" not in held[0]
+        conn.execute("RESET ROLE")
+        conn.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        assert waiter.end() is None
+        wait_idle(conn)
+        says(conn, "It is idle", server="why/a")
+    other.close()
+
+
+def test_running_and_behind_it(db):
+    """The worker that runs it, the caller that waits, and who waits behind it."""
+    with db.connect() as conn:
+        caller = Caller(db, """SELECT dgen.call('why/a', '{"sleep": 40}', timeout => '1 min')""")
+        says(conn, "It runs, in worker", "50000 ms", server="why/a")
+        says(conn, "waits for a reply of server \"why/a\"", pid=caller.pid)
+        says(conn, "It runs, in worker", pid=caller.pid)
+        worker = value(conn, "SELECT pid FROM dgen.workers WHERE server = 'why/a'")
+        says(conn, "Process %d is a worker of role \"owner\", and busy" % worker, pid=worker)
+        says(conn, "It has server \"why/a\" in hand", pid=worker)
+        second = Caller(db, "SELECT dgen.call('why/a', '{}', timeout => '1 min')")
+        says(conn, "waits for a reply of server \"why/a\"", pid=second.pid)
+        # a stranger is told of none of it
+        conn.execute("CREATE ROLE stranger; SET ROLE stranger")
+        assert len(why(conn, pid=caller.pid)) == 1 and "why/a" not in why(conn, pid=caller.pid)[0]
+        assert len(why(conn, pid=worker)) == 1 and "why/a" not in why(conn, pid=worker)[0]
+        conn.execute("RESET ROLE")
+        # as it says
+        conn.execute("SELECT pg_cancel_backend(%s)", (worker,))
+        assert caller.end() == "OT020"
+        assert second.end() is None
+
+
+def test_deferred_reply(db):
+    with db.connect() as conn:
+        caller = Caller(db, """SELECT dgen.call('why/a', '{"later": true}', timeout => '2 s')""")
+        says(conn, "waits for a reply of server \"why/a\"", pid=caller.pid)
+        assert caller.end() is not None
+
+
+def test_no_worker_free(db):
+    db.configure({"dgen.max_workers": 1})
+    db.reload()
+    with db.connect() as conn:
+        wait_for(lambda: value(conn, "SHOW dgen.max_workers") == "1", 5)
+        first = Caller(db, """SELECT dgen.call('why/a', '{"sleep": 40}', timeout => '1 min')""")
+        says(conn, "It runs, in worker", server="why/a")
+        second = Caller(db, "SELECT dgen.call('why/b', '{}', timeout => '1 min')")
+        says(conn, "for a worker of role \"owner\": 1 of 1 are busy", "dgen.max_workers (1)", server="why/b")
+        says(conn, "Worker", "has server \"why/a\" in hand since", "pg_cancel_backend", server="why/b")
+        says(conn, "Calls that wait for it: 1", server="why/b")
+        conn.execute("SELECT pg_cancel_backend(pid) FROM dgen.workers WHERE server = 'why/a'")
+        assert first.end() == "OT020"
+        assert second.end() is None
+
+
+def test_no_worker_can_start(db):
+    with db.connect() as conn:
+        # no worker is left from the start of the module
+        conn.execute("REVOKE CONNECT ON DATABASE postgres FROM PUBLIC")
+        conn.execute("SELECT dgen.cast('why/a', '{}')")
+        says(conn, "may not connect", "GRANT CONNECT ON DATABASE postgres TO owner", server="why/a")
+        conn.execute("GRANT CONNECT ON DATABASE postgres TO owner")
+        wait_idle(conn)
+
+
+def test_switched_off(db):
+    with db.connect() as conn:
+        db.configure({"dgen.enabled": False})
+        db.reload()
+        says(conn, "\"dgen.enabled\" is off", "pg_reload_conf()", server="why/a")
+        db.configure({"dgen.enabled": True})
+        db.reload()
+        wait_for(lambda: value(conn, "SHOW dgen.enabled") == "on", 5)
+        conn.execute("DELETE FROM dgen.adoption")
+        says(conn, "This database is a copy", "dgen.adopt()", server="why/a")
+        conn.execute("SELECT dgen.adopt()")
+        says(conn, "It was never started", server="why/a")
