@@ -60,6 +60,21 @@ AS 'MODULE_PATHNAME', 'dgen_worker_info';
 COMMENT ON FUNCTION dgen.worker_info() IS
 'source of view dgen.workers';
 
+CREATE FUNCTION dgen.pool_info(
+	OUT owner text,
+	OUT kind text,
+	OUT module text,
+	OUT ready integer,
+	OUT waiting_since timestamptz,
+	OUT workers integer,
+	OUT refused_since timestamptz,
+	OUT start_failures integer,
+	OUT next_start_at timestamptz)
+RETURNS SETOF record LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10
+AS 'MODULE_PATHNAME', 'dgen_pool_info';
+COMMENT ON FUNCTION dgen.pool_info() IS
+'source of view dgen.pools';
+
 CREATE FUNCTION dgen.kind_name(kind "char")
 RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE kind WHEN 'c' THEN 'cast' WHEN 'i' THEN 'info' WHEN 'r' THEN 'request'
@@ -322,6 +337,20 @@ COMMENT ON COLUMN dgen.workers.batches IS 'batches that it has committed';
 COMMENT ON COLUMN dgen.workers.activations IS 'messages and calls that it has handled';
 COMMENT ON COLUMN dgen.workers.serialization_retries IS 'serialization failures and deadlocks that it has retried';
 COMMENT ON COLUMN dgen.workers.batch_size IS 'activations of the last batch';
+
+CREATE VIEW dgen.pools AS
+	SELECT * FROM dgen.pool_info();
+COMMENT ON VIEW dgen.pools IS
+'queues of ready servers in this database, and the workers for them; for members of their owners, and of pg_read_all_stats';
+COMMENT ON COLUMN dgen.pools.owner IS 'role that owns the modules of these servers, and that the workers run as';
+COMMENT ON COLUMN dgen.pools.kind IS 'handlers; long: what takes long, effects and handle_locked; or external: the work of one external module, which clients take';
+COMMENT ON COLUMN dgen.pools.module IS 'the external module; null for the other kinds';
+COMMENT ON COLUMN dgen.pools.ready IS 'servers that wait for a worker, or for a client';
+COMMENT ON COLUMN dgen.pools.waiting_since IS 'since when the first of them waits; null: none does';
+COMMENT ON COLUMN dgen.pools.workers IS 'workers that run or are being started';
+COMMENT ON COLUMN dgen.pools.refused_since IS 'since when no worker could be had, as max_worker_processes are taken; null: one could';
+COMMENT ON COLUMN dgen.pools.start_failures IS 'workers in a row that ended as they started: the server''s log tells why';
+COMMENT ON COLUMN dgen.pools.next_start_at IS 'no other is started before that; null: at any time';
 
 CREATE VIEW dgen.names WITH (security_barrier) AS
 	SELECT n.name, n.server, n.metadata, n.incarnation IS NULL AS permanent,

@@ -32,6 +32,7 @@ PG_FUNCTION_INFO_V1(dgen_masked_state);
 PG_FUNCTION_INFO_V1(dgen_masked_message);
 PG_FUNCTION_INFO_V1(dgen_calls_in_flight);
 PG_FUNCTION_INFO_V1(dgen_worker_info);
+PG_FUNCTION_INFO_V1(dgen_pool_info);
 
 /* ---------------------------------------------------------------- rights */
 
@@ -558,6 +559,110 @@ dgen_worker_info(PG_FUNCTION_ARGS)
 	{
 		if (all || has_privs_of_role(GetUserId(), views[i].owner))
 			show_worker(fcinfo, &views[i]);
+	}
+	return (Datum) 0;
+}
+
+/* ---------------------------------------------------------------- pools */
+
+#define POOL_NATTS 9
+
+/* what is shown of a pool */
+typedef struct PoolView
+{
+	Oid			owner;
+	DgenPoolKind kind;
+	int			nready;
+	int			nworkers;
+	int			start_failures;
+	TimestampTz head_since;
+	TimestampTz refused_at;
+	TimestampTz retry_at;
+} PoolView;
+
+/* The pools of this database; how many. */
+static int
+copy_pools(PoolView *views)
+{
+	int			n = 0;
+
+	for (int i = 0; i < DGEN_MAX_POOLS; i++)
+	{
+		DgenPool   *pool = &dgen_shared->pools[i];
+		PoolView   *view = &views[n];
+
+		LWLockAcquire(&pool->lock, LW_SHARED);
+		if (pool->used && pool->database == MyDatabaseId)
+		{
+			view->owner = pool->owner;
+			view->kind = pool->kind;
+			view->nready = pool->nready;
+			view->nworkers = pool->nworkers;
+			view->start_failures = pool->start_failures;
+			view->head_since = pool->nready > 0 ? pool->head_since : 0;
+			view->refused_at = pool->refused_at;
+			view->retry_at = pool->start_failures > 0 ? pool->retry_at : 0;
+			n++;
+		}
+		LWLockRelease(&pool->lock);
+	}
+	return n;
+}
+
+static void
+set_time(Datum *values, bool *nulls, int column, TimestampTz value)
+{
+	values[column] = TimestampTzGetDatum(value);
+	nulls[column] = value == 0;
+}
+
+/* module: of an external one's pool, else NULL */
+static void
+show_pool(ReturnSetInfo *rsinfo, const PoolView *view, const char *owner, const char *module)
+{
+	static const char *const kinds[] = {"handlers", "long", "external"};
+	Datum		values[POOL_NATTS];
+	bool		nulls[POOL_NATTS] = {false};
+
+	StaticAssertStmt(lengthof(kinds) == DGEN_NPOOL_KINDS, "every kind of pool has a name");
+	values[0] = CStringGetTextDatum(owner);
+	values[1] = CStringGetTextDatum(kinds[view->kind]);
+	nulls[2] = module == NULL;
+	values[2] = module ? CStringGetTextDatum(module) : (Datum) 0;
+	values[3] = Int32GetDatum(view->nready);
+	set_time(values, nulls, 4, view->head_since);
+	values[5] = Int32GetDatum(view->nworkers);
+	set_time(values, nulls, 6, view->refused_at);
+	values[7] = Int32GetDatum(view->start_failures);
+	set_time(values, nulls, 8, view->retry_at);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+/* pool_info(): for whom worker_info() is, too */
+Datum
+dgen_pool_info(PG_FUNCTION_ARGS)
+{
+	bool		all = has_privs_of_role(GetUserId(), ROLE_PG_READ_ALL_STATS);
+	PoolView   *views;
+	int			n;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (dgen_shared == NULL)
+		return (Datum) 0;
+	views = palloc(DGEN_MAX_POOLS * sizeof(PoolView));
+	n = copy_pools(views);
+	for (int i = 0; i < n; i++)
+	{
+		bool		external = views[i].kind == DGEN_POOL_EXTERNAL;
+		DgenModule *module = external ? dgen_module_by_id((int32) views[i].owner) : NULL;
+		Oid			owner = module ? module->owner : views[i].owner;
+		char	   *name = external && module == NULL ? NULL : GetUserNameFromId(owner, true);
+
+		/* its module, or its owner, has been dropped */
+		if (name == NULL)
+			continue;
+		if (all || has_privs_of_role(GetUserId(), owner))
+			show_pool((ReturnSetInfo *) fcinfo->resultinfo, &views[i], name, module ? module->name : NULL);
 	}
 	return (Datum) 0;
 }

@@ -1,4 +1,4 @@
-"""dgen.why(): what keeps a server from going on, where that takes several
+"""dgen.why() and dgen.pools: what keeps a server from going on, where that takes several
 sessions, and that what it says mends it."""
 
 import threading
@@ -138,6 +138,14 @@ def test_no_worker_free(db):
         says(conn, "for a worker of role \"owner\": 1 of 1 are busy", "dgen.max_workers (1)", server="why/b")
         says(conn, "Worker", "has server \"why/a\" in hand since", "pg_cancel_backend", server="why/b")
         says(conn, "Calls that wait for it: 1", server="why/b")
+        assert conn.execute("""SELECT owner, kind, module, ready, waiting_since < clock_timestamp(), workers, refused_since,
+            start_failures, next_start_at FROM dgen.pools WHERE owner = 'owner' AND kind = 'handlers'""").fetchall() == \
+            [("owner", "handlers", None, 1, True, 1, None, 0, None)]
+        conn.execute("CREATE ROLE stranger; SET ROLE stranger")
+        assert value(conn, "SELECT count(*) FROM dgen.pools") == 0
+        conn.execute("SET ROLE owner")
+        assert value(conn, "SELECT count(*) FROM dgen.pools WHERE kind = 'handlers'") == 1
+        conn.execute("RESET ROLE")
         conn.execute("SELECT pg_cancel_backend(pid) FROM dgen.workers WHERE server = 'why/a'")
         assert first.end() == "OT020"
         assert second.end() is None
@@ -149,8 +157,20 @@ def test_no_worker_can_start(db):
         conn.execute("REVOKE CONNECT ON DATABASE postgres FROM PUBLIC")
         conn.execute("SELECT dgen.cast('why/a', '{}')")
         says(conn, "may not connect", "GRANT CONNECT ON DATABASE postgres TO owner", server="why/a")
+        wait_for(lambda: value(conn, """SELECT start_failures > 0 AND next_start_at IS NOT NULL AND ready = 1
+            AND waiting_since IS NOT NULL FROM dgen.pools WHERE owner = 'owner' AND kind = 'handlers'"""), 10)
         conn.execute("GRANT CONNECT ON DATABASE postgres TO owner")
         wait_idle(conn)
+        assert value(conn, "SELECT start_failures FROM dgen.pools WHERE owner = 'owner' AND kind = 'handlers'") == 0
+
+
+def test_pool_of_an_external_module(db):
+    with db.connect(user="owner") as conn:
+        db.psql("CREATE SCHEMA work AUTHORIZATION owner")
+        conn.execute("SELECT dgen.create_module('work', external => true)")
+        conn.execute("SELECT dgen.cast('work/a', '{}'), dgen.cast('work/b', '{}')")
+        assert conn.execute("""SELECT owner, kind, ready, waiting_since IS NOT NULL, workers FROM dgen.pools
+            WHERE module = 'work'""").fetchall() == [("owner", "external", 2, True, 0)]
 
 
 def test_switched_off(db):
