@@ -620,13 +620,15 @@ dgen_trace(PG_FUNCTION_ARGS)
 	char	   *target;
 	int32		max_rows = rows_argument(fcinfo);
 	int64		duration = duration_argument(fcinfo);
-	DgenModule *module = target_argument(fcinfo, "trace", &target);
+	char	   *module = pstrdup(target_argument(fcinfo, "trace", &target)->name);
 	TimestampTz now = GetCurrentTimestamp();
 	DgenTable  *table;
 	Datum		values[TRACE_NCOLS];
 	bool		nulls[TRACE_NCOLS] = {false};
 
-	dgen_module_lock(module->name);
+	dgen_module_lock(module);
+	/* it may have been dropped while we waited, and its traces with it */
+	(void) dgen_module_get(module, false);
 	CommandCounterIncrement();
 	table = dgen_table_open(DGEN_T_TRACE, RowExclusiveLock);
 	make_place(table, target);
