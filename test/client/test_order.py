@@ -537,3 +537,61 @@ def test_requeue_under_traffic(db, conn):
     assert sorted(state) == list(range(n))
     good = [i for i in state if i % 10]
     assert good == sorted(good)
+
+
+# --- messages that are passed
+
+SKIPPING = """
+CREATE TABLE passed (n bigserial, server text, client int, lane int, i int);
+CREATE SCHEMA skipping;
+CREATE FUNCTION skipping.handle_cast(message jsonb, INOUT state jsonb)
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF message ? 'fails' THEN
+        RAISE 'not this one';
+    END IF;
+    INSERT INTO public.passed (server, client, lane, i)
+    VALUES (dgen.self(), (message->>'client')::int, (message->>'lane')::int, (message->>'i')::int);
+END $$;
+SELECT dgen.create_module('skipping', retry => 'skip', backoff_initial => '1 hour',
+                          backoff_max => '1 hour', breaker => 0, batch_size => %d);
+"""
+
+
+@pytest.mark.parametrize("batch_size", (1, 3, 256))
+def test_failing_hold_up_nobody(db, conn, request, batch_size):
+    """With retry => skip all that can be handled is, in order, whatever backs
+    off before it: in number and size more than a batch holds."""
+    n = 200
+    seed = seed_of(request)
+    conn.execute(SKIPPING % batch_size)
+
+    def sender(number):
+        chance = random.Random(seed * 100 + number)
+        with db.connect() as mine:
+            for i in range(n):
+                lane = chance.choice((-1, 0, 0, 1))
+                what = chance.choice(["", "", ", 'fails', true"])
+                if chance.random() < 0.02:
+                    what += ", 'text', repeat('x', 1200000)"
+                mine.execute("""
+                    SELECT dgen.cast('skipping/%d', jsonb_build_object(
+                        'client', %d, 'lane', %d, 'i', %d%s), priority => %d)"""
+                             % (chance.randrange(3), number, lane, i, what, lane))
+    try:
+        in_threads([lambda k=k: sender(k) for k in range(3)])
+        wait_for(lambda: value(conn, "SELECT bool_and(status = 'retrying') FROM dgen.messages"),
+                 30, message="something waits behind what backs off")
+        failed = value(conn, "SELECT count(*) FROM dgen.messages")
+        assert failed > n / 2
+        assert value(conn, "SELECT bool_and(attempts = 1) FROM dgen.messages")
+        assert value(conn, "SELECT count(DISTINCT (client, i)) FROM passed") == 3 * n - failed
+        assert value(conn, "SELECT count(*) FROM passed") == 3 * n - failed
+        assert value(conn, """
+            SELECT count(*) FROM (
+                SELECT i < lag(i) OVER (PARTITION BY server, client, lane ORDER BY n) AS wrong
+                FROM passed) p WHERE wrong""") == 0
+    finally:
+        conn.execute("SELECT dgen.drop_module('skipping', true)")
+        conn.execute("DROP SCHEMA skipping CASCADE")
+        conn.execute("DROP TABLE passed")
