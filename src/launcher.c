@@ -718,7 +718,7 @@ view_pool(int poolno, bool free_if_quiet)
 	{
 		pool->growth_asked = false;
 		pool->refused_at = 0;
-		if (free_if_quiet && pool->nworkers == 0 && pool->parked == DGEN_NONE)
+		if (free_if_quiet && pool->nworkers == 0 && pool->nentries == 0)
 			pool->used = false;
 	}
 }

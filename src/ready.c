@@ -384,6 +384,8 @@ wake_sleeper(DgenPool *pool)
 {
 	int			self = pool - dgen_shared->pools;
 
+	/* what was queued, then who sleeps; who goes to sleep looks in the other order */
+	pg_memory_barrier();
 	for (int i = 0; i < dgen_shared->nslots; i++)
 	{
 		DgenWorkerSlot *slot = &dgen_shared->slots[i];
@@ -789,7 +791,8 @@ dgen_ready_take_external(int32 module_id, DgenTaken *taken)
 	(void) dgen_ready_unpark(poolno, GetCurrentTimestamp());
 	if (dgen_ready_take(poolno, true, 1, taken, &its_module) == 0)
 		return DGEN_NONE;
-	if (its_module == module_id)
+	/* what is in hand keeps the pool whose it is */
+	if (is_pool(pool, MyDatabaseId, (Oid) module_id, DGEN_POOL_EXTERNAL))
 		return poolno;
 	/* the pool has become another's */
 	dgen_ready_give_back(poolno, taken, true, 0);

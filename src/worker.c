@@ -415,6 +415,15 @@ become_idle(void)
 	pgstat_report_activity(STATE_IDLE, NULL);
 }
 
+/* Not if somebody has just woken this worker, and relies on it. */
+static bool
+may_leave(void)
+{
+	uint32		idle = 1;
+
+	return pg_atomic_compare_exchange_u32(&dgen_my_slot->idle, &idle, 0);
+}
+
 /*
  * Sleep until rung, or a parked server is due; returns false when it is time
  * to leave.
@@ -440,10 +449,10 @@ wait_for_work(TimestampTz idle_since)
 	}
 	/* what is parked for long is the launcher's to look after, if another wants the place */
 	if (pool->nready == 0 && pool->parked == DGEN_NONE && now >= leave_at)
-		return false;
+		return !may_leave();
 	if (pool->nready == 0 && (pool->parked == DGEN_NONE || due > now + PARKED_LONG_USECS) &&
 		db != NULL && pg_atomic_read_u32(&db->place_wanted[my_kind]))
-		return false;
+		return !may_leave();
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					 Max(1, TimestampDifferenceMilliseconds(now,
 															pool->nready > 0 ? now + 50000 :
