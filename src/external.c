@@ -279,6 +279,9 @@ read_first(Look *look, int lane, Snapshot snapshot)
 			look->park_until = look->park_until == 0 ? next_at : Min(look->park_until, next_at);
 			if (!look->module->skip_failing)
 				break;
+			/* there may be many such, and they may be large */
+			pfree(msg->message);
+			pfree(msg);
 		}
 	}
 	dgen_scan_end(scan);
