@@ -449,6 +449,7 @@ try_body(Batch *b)
 		b->watches_crashes = b->module->on_crash_loop != DGEN_CRASH_LOOP_KEEP;
 		b->max_items = item_limit(b);
 		open_tables(b);
+		dgen_waitpoint_reach("dgen-before-leases");
 		dgen_cut_take(b);
 		if (accuse_suspect(b))
 			b->nitems = 0;

@@ -639,7 +639,7 @@ typedef struct DgenReady
 	dsa_pointer calls;			/* first waiting call; linked by DgenCall.next */
 	dsa_pointer last_call;
 	TimestampTz queued_at;
-	uint64		stopped_id;		/* calls with lower ids waited when the server was stopped */
+	pg_atomic_uint64 stopped_id;	/* calls with lower ids waited when the server was stopped */
 	TimestampTz park_until;		/* 0: until rung */
 	int			deferrals;		/* leases missed in a row */
 } DgenReady;
@@ -679,9 +679,10 @@ typedef struct DgenTaken
 	int			entry;
 	int64		hash;
 	dsa_pointer calls;			/* its calls, now the worker's, in order */
-	uint64		stopped_id;		/* of the entry */
 	int			deferrals;		/* leases missed in a row */
 } DgenTaken;
+/* calls with lower ids waited when the server was stopped; once its lease is held */
+extern uint64 dgen_ready_stopped(const DgenTaken *taken);
 extern int	dgen_ready_take(int pool, bool allow_slow, int max, DgenTaken *taken, int32 *module_id);
 /* takes one of an external module; its pool, or DGEN_NONE */
 extern int	dgen_ready_take_external(int32 module_id, DgenTaken *taken);

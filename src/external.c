@@ -357,7 +357,7 @@ is_answered(Look *look, DgenCall *call, dsa_pointer self)
 	int64		kept_hash;
 	Jsonb	   *kept;
 
-	if (call->id < look->taken->stopped_id)
+	if (call->id < dgen_ready_stopped(look->taken))
 	{
 		err.sqlerrcode = ERRCODE_DGEN_STOPPED;
 		err.message = psprintf("server \"%s\" has stopped", call->data);

@@ -201,6 +201,7 @@ new_entry(DgenPool *pool, int32 module_id, int64 hash)
 	entry->module_id = module_id;
 	entry->pool = pool - dgen_shared->pools;
 	entry->calls = entry->last_call = InvalidDsaPointer;
+	pg_atomic_init_u64(&entry->stopped_id, 0);
 	entry->next = entry->prev = DGEN_NONE;
 	entry->bucket_next = *bucket;
 	*bucket = i;
@@ -626,8 +627,20 @@ dgen_ready_stop_calls(Oid database, Oid owner, DgenPoolKind kind, int32 module_i
 	i = find_entry(pool, module_id, hash);
 	/* by their ids: to look at the calls might map memory, which can fail */
 	if (i != DGEN_NONE)
-		ready->entries[i].stopped_id = pg_atomic_read_u64(&dgen_shared->next_call_id);
+		pg_atomic_write_u64(&ready->entries[i].stopped_id,
+							pg_atomic_read_u64(&dgen_shared->next_call_id));
 	unlock_pool(pool);
+}
+
+/*
+ * Which calls of an entry that the caller has in hand were issued before its
+ * server was stopped?  To be asked under the lease, which whoever stops a server
+ * lets go of after he has said so; when the entry was taken he may not have.
+ */
+uint64
+dgen_ready_stopped(const DgenTaken *taken)
+{
+	return pg_atomic_read_u64(&ready->entries[taken->entry].stopped_id);
 }
 
 /* ---------------------------------------------------------------- workers */
@@ -676,7 +689,6 @@ dgen_ready_take(int poolno, bool allow_slow, int max, DgenTaken *taken, int32 *m
 		taken[n].entry = i;
 		taken[n].hash = entry->hash;
 		taken[n].calls = entry->calls;
-		taken[n].stopped_id = entry->stopped_id;
 		taken[n].deferrals = entry->deferrals;
 		entry->calls = entry->last_call = InvalidDsaPointer;
 		n++;

@@ -512,7 +512,7 @@ begin_item(Batch *b, BatchItem *item)
 		b->calls[item->call].answered = true;
 		return false;
 	}
-	if (b->calls[item->call].call->id < b->leases[item->lease].taken->stopped_id)
+	if (b->calls[item->call].call->id < dgen_ready_stopped(b->leases[item->lease].taken))
 	{
 		answer_error(b, item->call, ERRCODE_DGEN_STOPPED,
 					 psprintf("server \"%s\" has stopped", server->address),

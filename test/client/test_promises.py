@@ -678,6 +678,44 @@ def test_late_call_that_is_finished(db, conn, effects):
     clean(conn)
 
 
+# --- stopped servers
+
+def test_stop_between_queue_and_lease(db, conn):
+    """A worker has the call already, but not the lease yet, when the server is
+    stopped: the call waited for that life, and is not for the next one."""
+    conn.execute("CREATE SCHEMA life")
+    conn.execute("CREATE FUNCTION life.handle_call" + handler("reply := to_jsonb(dgen.self());", "call"))
+    conn.execute("SELECT dgen.create_module('life')")
+    conn.execute("SELECT dgen.start('life/1')")
+    db.configure({"dgen.debug_waitpoint": "dgen-before-leases"})
+    db.reload()
+    told = []
+
+    def caller():
+        with db.connect() as mine, pytest.raises(psycopg.Error) as e:
+            # the worker may not have read its settings yet
+            while True:
+                value(mine, CALL, "life/1", "{}")
+        told.append(e.value.sqlstate)
+    try:
+        with db.connect() as holder:
+            holder.execute("SELECT pg_advisory_lock(hashtext('dgen-before-leases'))")
+            thread = threading.Thread(target=caller, daemon=True)
+            thread.start()
+            wait_for(lambda: value(conn, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' "
+                                         "AND NOT granted AND objsubid = 1") == 1)
+            value(conn, "SELECT dgen.stop('life/1')")
+            holder.execute("SELECT pg_advisory_unlock(hashtext('dgen-before-leases'))")
+            thread.join(30)
+    finally:
+        db.configure({"dgen.debug_waitpoint": ""})
+        db.reload()
+    assert told == ["OT008"]
+    conn.execute("SELECT dgen.drop_module('life', true)")
+    conn.execute("DROP SCHEMA life CASCADE")
+    clean(conn)
+
+
 # --- neighbours
 
 def timed_calls(conn, server, n):
