@@ -644,7 +644,7 @@ dgen_resume(PG_FUNCTION_ARGS)
 }
 
 static void
-tell_changes(void)
+tell_resumed(void)
 {
 	DgenDatabase *db = dgen_database(MyDatabaseId, false);
 	bool		resumed = false;
@@ -655,13 +655,9 @@ tell_changes(void)
 		Change	   *entry = lfirst(lc);
 
 		if (entry->hash != 0)
-			dgen_ready_stop_calls(MyDatabaseId, entry->owner, entry->pool, entry->module_id,
-								  entry->hash);
-		else
-		{
-			dgen_ready_ring_module(MyDatabaseId, entry->owner, entry->module_id);
-			resumed = true;
-		}
+			continue;
+		dgen_ready_ring_module(MyDatabaseId, entry->owner, entry->module_id);
+		resumed = true;
 	}
 	if (!resumed)
 		return;
@@ -670,20 +666,41 @@ tell_changes(void)
 	dgen_wake_keeper(MyDatabaseId, GetCurrentTimestamp());
 }
 
-/* At the end of a transaction: must not raise. */
+/* While the leases are held: who has one next asks for it. */
+static void
+tell_stopped(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, changes)
+	{
+		Change	   *entry = lfirst(lc);
+
+		if (entry->hash != 0)
+			dgen_ready_stop_calls(MyDatabaseId, entry->owner, entry->pool, entry->module_id,
+								  entry->hash);
+	}
+}
+
+/*
+ * At the end of a transaction: calls that wait for a server that it stopped are
+ * told so.  Must not raise.
+ */
 void
 dgen_admin_xact_callback(XactEvent event)
 {
 	if (event == XACT_EVENT_COMMIT)
+	{
 		committed = true;
+		tell_stopped();
+	}
 	else if (event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
 		changes = NIL;
 }
 
 /*
  * After the commit, when its invalidations have been sent: servers of the
- * modules that it resumed go on, and calls that wait for a server that it
- * stopped are told so.  Those that calls wait for are parked and rung here;
+ * modules that it resumed go on.  Those that calls wait for are parked and rung here;
  * those with messages are found by the keeper.  Must not raise.  A prepared
  * transaction rings nobody when it commits: then a ring by the next call or
  * message does.  A resume that a savepoint undid rings in vain, which is
@@ -693,7 +710,7 @@ void
 dgen_admin_ring(void)
 {
 	if (committed && changes != NIL)
-		tell_changes();
+		tell_resumed();
 	if (committed)
 		changes = NIL;
 	committed = false;
