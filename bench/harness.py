@@ -215,7 +215,9 @@ class Bench:
         directory = tempfile.mkdtemp(prefix="dgen-pgbench-")
         command = [self.cluster.build.program("pgbench"), "-n", "-M", "prepared",
                    "-h", self.cluster.socket_dir, "-p", str(PORT), "-U", CLIENT,
-                   "-c", str(clients), "-j", str(min(clients, os.cpu_count() or 1))]
+                   # its counts by script are exact with one thread only
+                   "-c", str(clients),
+                   "-j", str(1 if len(scripts) > 1 else min(clients, os.cpu_count() or 1))]
         if transactions:
             command += ["-t", str(max(1, transactions // clients))]
         else:

@@ -174,6 +174,7 @@ run_code_change(DgenModule *module, DgenServer *server, DgenIdentity identity, J
 	scope.module = module;
 	scope.server = server->address;
 	scope.hash = server->hash;
+	scope.state_name = module->machine ? server->state_name : NULL;
 	scope.kind = "code_change";
 	scope.context = context;
 	scope.readonly = readonly;

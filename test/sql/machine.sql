@@ -237,6 +237,18 @@ SELECT pg_temp.try($$SELECT dgen.call('lamp/1', '"wrong"')$$);
 CREATE FUNCTION lamp.in_broken(kind text, event jsonb, INOUT data jsonb) LANGUAGE sql AS $$ SELECT data $$;
 SELECT dgen.call('lamp/1', '"broken"');
 SELECT dgen.try('lamp', 'in_off', '{"kind": "call", "event": "on"}', '{"data": 1}');
+-- what leaves out data keeps it, and an event that says nothing changes nothing
+CREATE FUNCTION lamp.in_kept(kind text, event jsonb, data jsonb, OUT reply jsonb, OUT next_state text) LANGUAGE sql AS $$
+  SELECT data, CASE WHEN event = '"off"' THEN 'off' END $$;
+SELECT dgen.call('lamp/2', '"kept"'), dgen.call('lamp/2', '"again"');
+SELECT state_name, state, version FROM dgen.servers WHERE server = 'lamp/2';
+-- new code: code_change has the data, the state keeps its name; and masks are about the data
+CREATE FUNCTION lamp.code_change(old_vsn text, data jsonb) RETURNS jsonb LANGUAGE sql AS $$
+  SELECT jsonb_build_object('from', old_vsn, 'data', data, 'in', dgen.state_name()) $$;
+CREATE FUNCTION lamp.format_status(data jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT '"masked"'::jsonb $$;
+SELECT dgen.alter_module('lamp', vsn => '2') -> 'created';
+SELECT dgen.call('lamp/2', '"off"');
+SELECT state_name, state, dgen.state(server), vsn FROM dgen.servers WHERE server = 'lamp/2';
 -- who may send: EXECUTE on handle_event, or on init
 CREATE ROLE regress_dgen_machine;
 GRANT USAGE ON SCHEMA lamp TO regress_dgen_machine;
