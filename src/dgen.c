@@ -54,7 +54,9 @@ xact_callback(XactEvent event, void *arg)
 static void
 release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void *arg)
 {
-	if (phase != RESOURCE_RELEASE_LOCKS || !isTopLevel)
+	/* owners below the transaction's come first, before the leases go */
+	if (phase != RESOURCE_RELEASE_LOCKS || !isTopLevel ||
+		CurrentResourceOwner != TopTransactionResourceOwner)
 		return;
 	dgen_mailbox_ring();
 	dgen_admin_ring();

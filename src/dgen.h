@@ -653,6 +653,7 @@ extern bool dgen_ready_ring(Oid database, Oid owner, DgenPoolKind kind, int32 mo
 extern void dgen_ready_stop_calls(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int64 hash);
 struct DgenCall;
 extern bool dgen_ready_add_call(Oid owner, DgenPoolKind kind, struct DgenCall *call, dsa_pointer self);
+extern bool dgen_ready_return_call(Oid owner, DgenPoolKind kind, struct DgenCall *call, dsa_pointer self);
 /* is there an entry for it, in whatever state? (nothing raised) */
 extern bool dgen_ready_known(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int64 hash);
 /* what the queue knows of a server, for views; FREE: nothing */

@@ -61,6 +61,18 @@ typedef struct InHand
 
 static List *in_hand = NIL;
 
+/*
+ * The entry that is being looked at.  An error, or the end of the process,
+ * gives it back from the transaction callbacks: nobody else can have it while
+ * it is out of the queue.
+ */
+static struct
+{
+	int			pool;			/* or DGEN_NONE */
+	DgenTaken	taken;
+	SubTransactionId subid;
+}			entry = {.pool = DGEN_NONE};
+
 /* one look at a server */
 typedef struct Look
 {
@@ -179,7 +191,19 @@ remember(Look *look, DgenCall *call, dsa_pointer self)
 	MemoryContextSwitchTo(old);
 }
 
-/* What was taken is there again: its call waits as before. */
+/* Must not raise. */
+static void
+give_entry_back(bool more, TimestampTz park_until)
+{
+	int			pool = entry.pool;
+
+	if (pool == DGEN_NONE)
+		return;
+	entry.pool = DGEN_NONE;
+	dgen_ready_give_back(pool, &entry.taken, more, park_until);
+}
+
+/* What was taken is there again: its call waits as before.  Must not raise. */
 static void
 undo(InHand *h)
 {
@@ -189,37 +213,41 @@ undo(InHand *h)
 	{
 		/* after the places of deferred calls have been undone */
 		if (!pg_atomic_compare_exchange_u32(&h->call->state, &running, DGEN_CALL_QUEUED) ||
-			!dgen_ready_add_call((Oid) h->module_id, DGEN_POOL_EXTERNAL, h->call, h->self))
+			!dgen_ready_return_call((Oid) h->module_id, DGEN_POOL_EXTERNAL, h->call, h->self))
 			dgen_call_unref(h->call, h->self);
 	}
 	(void) dgen_ready_ring(MyDatabaseId, (Oid) h->module_id, DGEN_POOL_EXTERNAL, h->module_id, h->hash);
+}
+
+static void
+keep(InHand *h)
+{
+	if (h->mark > 0)
+		dgen_mark_advance(h->hash, h->mark, h->generation);
+	if (h->call != NULL)
+		dgen_call_unref(h->call, h->self);
 }
 
 /* At the end of a transaction; raises nothing but before PREPARE. */
 void
 dgen_external_xact_callback(XactEvent event)
 {
-	ListCell   *lc;
-
 	if (event == XACT_EVENT_PRE_PREPARE && in_hand != NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("cannot PREPARE a transaction that has taken work")));
 	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
 		return;
-	foreach(lc, in_hand)
+	give_entry_back(true, 0);
+	/* the last one first: each call goes before those behind it */
+	for (int i = list_length(in_hand) - 1; i >= 0; i--)
 	{
-		InHand	   *h = lfirst(lc);
+		InHand	   *h = list_nth(in_hand, i);
 
 		if (event != XACT_EVENT_COMMIT || h->undone)
 			undo(h);
 		else
-		{
-			if (h->mark > 0)
-				dgen_mark_advance(h->hash, h->mark, h->generation);
-			if (h->call != NULL)
-				dgen_call_unref(h->call, h->self);
-		}
+			keep(h);
 	}
 	in_hand = NIL;
 }
@@ -231,6 +259,8 @@ dgen_external_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId 
 
 	if (event != SUBXACT_EVENT_COMMIT_SUB && event != SUBXACT_EVENT_ABORT_SUB)
 		return;
+	if (event == SUBXACT_EVENT_ABORT_SUB && entry.subid >= my)
+		give_entry_back(true, 0);
 	foreach(lc, in_hand)
 	{
 		InHand	   *h = lfirst(lc);
@@ -342,7 +372,6 @@ static void
 answer_call(Look *look, DgenCall *call, dsa_pointer self, Jsonb *reply, const DgenError *error)
 {
 	dgen_deferred_wait(call, self, DGEN_CALL_DONE);
-	remember(look, call, self);
 	if (reply != NULL)
 		dgen_call_put_reply(call, DGEN_CALL_REPLY, reply, VARSIZE(reply));
 	else
@@ -390,18 +419,14 @@ take_call(Look *look)
 	DgenCall   *call = first_call(look);
 	DgenMessage *msg = palloc0(sizeof(DgenMessage));
 
+	/* from here on the call is ours: whatever fails puts it back */
+	remember(look, call, self);
 	detach_call(look, call);
-	if (!dgen_call_begin(call))
-	{
-		dgen_call_unref(call, self);
-		return NULL;
-	}
-	if (is_answered(look, call, self))
+	if (!dgen_call_begin(call) || is_answered(look, call, self))
 		return NULL;
 	/* makes the secret that its place has, too */
 	dgen_call_message(look->module, look->server, call, msg);
 	dgen_deferred_wait(call, self, DGEN_CALL_DEFERRED);
-	remember(look, call, self);
 	dgen_mailbox_put_back(look->module, msg);
 	return msg;
 }
@@ -653,30 +678,20 @@ take_from(Look *look, int64 lease, ReturnSetInfo *rsinfo)
 static bool
 take_one(DgenModule *module, int64 lease, ReturnSetInfo *rsinfo, bool *taken)
 {
-	DgenTaken	entry;
 	Look		look = {0};
-	int			pool = dgen_ready_take_external(module->id, &entry);
 
-	if (pool == DGEN_NONE)
+	entry.subid = GetCurrentSubTransactionId();
+	entry.pool = dgen_ready_take_external(module->id, &entry.taken);
+	if (entry.pool == DGEN_NONE)
 		return false;
 	look.module = module;
-	look.taken = &entry;
+	look.taken = &entry.taken;
 	look.messages = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
 	look.servers = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
-	*taken = false;
-	PG_TRY();
-	{
-		*taken = take_from(&look, lease, rsinfo);
-	}
-	PG_CATCH();
-	{
-		dgen_ready_give_back(pool, &entry, true, 0);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
+	*taken = take_from(&look, lease, rsinfo);
 	dgen_table_close(look.messages);
 	dgen_table_close(look.servers);
-	dgen_ready_give_back(pool, &entry, false, look.park_until);
+	give_entry_back(false, look.park_until);
 	return true;
 }
 

@@ -552,9 +552,22 @@ append_call(DgenReady *entry, DgenCall *call, dsa_pointer self)
 	entry->last_call = self;
 }
 
-/* Put a call to its server's entry, in order of issue; false when no room. */
-bool
-dgen_ready_add_call(Oid owner, DgenPoolKind kind, DgenCall *call, dsa_pointer self)
+/*
+ * Put one back that had been taken: before all others, which are younger, and
+ * whose memory this process may not have mapped.
+ */
+static void
+prepend_call(DgenReady *entry, DgenCall *call, dsa_pointer self)
+{
+	call->next = entry->calls;
+	if (entry->calls == InvalidDsaPointer)
+		entry->last_call = self;
+	entry->calls = self;
+}
+
+static bool
+put_call(Oid owner, DgenPoolKind kind, DgenCall *call, dsa_pointer self,
+		 void (*put) (DgenReady *entry, DgenCall *call, dsa_pointer self))
 {
 	DgenPool   *pool = lock_pool(call->database, owner, kind);
 	int			i;
@@ -567,11 +580,25 @@ dgen_ready_add_call(Oid owner, DgenPoolKind kind, DgenCall *call, dsa_pointer se
 	if (i != DGEN_NONE)
 	{
 		call->pool = pool - dgen_shared->pools;
-		append_call(&ready->entries[i], call, self);
+		put(&ready->entries[i], call, self);
 		ring_entry(pool, i);
 	}
 	unlock_pool(pool);
 	return i != DGEN_NONE;
+}
+
+/* Put a call to its server's entry, in order of issue; false when no room. */
+bool
+dgen_ready_add_call(Oid owner, DgenPoolKind kind, DgenCall *call, dsa_pointer self)
+{
+	return put_call(owner, kind, call, self, append_call);
+}
+
+/* Put back a call that was taken off its entry; false when no room.  Must not raise. */
+bool
+dgen_ready_return_call(Oid owner, DgenPoolKind kind, DgenCall *call, dsa_pointer self)
+{
+	return put_call(owner, kind, call, self, prepend_call);
 }
 
 /*

@@ -220,3 +220,34 @@ def test_many_servers_without_a_taker(db):
             conn.execute("CALL dgen.wait_work('jobs', '100 ms')")
         assert left == 0
         assert_nothing_left(conn)
+
+
+@pytest.mark.parametrize("how", ["pg_cancel_backend", "pg_terminate_backend"])
+def test_taker_sent_off(db, how):
+    """A client that is interrupted while it takes work leaves it to the others."""
+    with db.connect() as locker, db.connect() as conn:
+        taker, caller = db.connect(), db.connect()
+        replies = []
+        call = threading.Thread(target=lambda: replies.append(
+            value(caller, "SELECT dgen.call('jobs/a', '1', timeout => '60 s')")))
+        call.start()
+        wait_for(lambda: value(conn, "SELECT count(*) FROM dgen.messages WHERE kind = 'call'") == 1)
+        pid = value(taker, "SELECT pg_backend_pid()")
+        locker.execute("BEGIN")
+        locker.execute("LOCK TABLE dgen.server IN ACCESS EXCLUSIVE MODE")
+
+        def take():
+            with pytest.raises(psycopg.Error):
+                taker.execute(TAKE, (1, "1 min"))
+        taking = threading.Thread(target=take)
+        taking.start()
+        wait_for(lambda: value(conn, "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s", pid))
+        conn.execute("SELECT %s(%%s)" % how, (pid,))
+        taking.join()
+        locker.execute("ROLLBACK")
+        (server, token, message, _), = wait_for(lambda: conn.execute(TAKE, (1, "1 min")).fetchall())
+        conn.execute("SELECT dgen.finish_work(%s, '{}', '\"done\"')", (token,))
+        call.join()
+        assert replies == ["done"]
+        taker.close()
+        caller.close()
