@@ -9,6 +9,7 @@
 #   make bench             the benchmarks, in private throwaway clusters
 #   make bench-plots       how cost grows, measured and drawn into doc/plots
 #   make dist              the release archive
+#   make release-script    keeps this version's install script, which never changes from then on
 
 EXTENSION  = dgen
 MODULE_big = dgen
@@ -20,7 +21,7 @@ top := $(or $(VPATH),$(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST)))))
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(top)/dgen.control)
 
 # Goals that must work before PostgreSQL is installed
-OWN_GOALS = check check-long check-clients check-versions demo demo-stop bench bench-plots dist
+OWN_GOALS = check check-long check-clients check-versions demo demo-stop bench bench-plots dist release-script
 
 ifneq (,$(filter $(OWN_GOALS),$(MAKECMDGOALS)))
 
@@ -53,6 +54,13 @@ bench-plots:
 dist:
 	git -C $(top) archive --format zip --prefix=dgen-$(EXTVERSION)/ -o dgen-$(EXTVERSION).zip HEAD
 
+release-script:
+	@test ! -e $(top)/sql/released/dgen--$(EXTVERSION).sql || \
+		{ echo "version $(EXTVERSION) is released already" >&2; exit 1; }
+	@$(MAKE) -f $(firstword $(MAKEFILE_LIST)) sql/dgen--$(EXTVERSION).sql
+	@mkdir -p $(top)/sql/released
+	cp sql/dgen--$(EXTVERSION).sql $(top)/sql/released/
+
 # others named in the same command
 $(sort $(filter-out $(OWN_GOALS),$(MAKECMDGOALS))):
 	@$(MAKE) -f $(firstword $(MAKEFILE_LIST)) $@
@@ -65,10 +73,12 @@ OBJS = $(sort $(patsubst $(top)/%.c,%.o,$(wildcard $(top)/src/*.c)))
 SQL_PARTS = header tables patch module attributes message timer request server external registry supervisor history lifecycle views migrate trace statistics why grants
 
 DATA_built  = sql/dgen--$(EXTVERSION).sql
-DATA        = $(patsubst $(top)/%,%,$(wildcard $(top)/sql/dgen--*--*.sql))
+# Scripts that lead from one version to the next, and those of earlier versions
+DATA        = $(patsubst $(top)/%,%,$(wildcard $(top)/sql/dgen--*--*.sql) \
+                $(filter-out %/dgen--$(EXTVERSION).sql,$(wildcard $(top)/sql/released/dgen--*.sql)))
 EXTRA_CLEAN = src/*.o src/*.bc
 
-PG_CPPFLAGS = -I$(top)/src
+PG_CPPFLAGS = -I$(top)/src -DDGEN_VERSION='"$(EXTVERSION)"'
 PG_CFLAGS   = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
               -Wno-missing-field-initializers
 ifdef WERROR
@@ -90,6 +100,7 @@ endif
 include $(PGXS)
 
 $(OBJS): $(wildcard $(top)/src/*.h)
+src/version.o: $(top)/dgen.control
 
 $(DATA_built): $(patsubst %,$(top)/sql/%.sql,$(SQL_PARTS)) $(top)/dgen.control
 	cat $(filter %.sql,$^) > $@.tmp

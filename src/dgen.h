@@ -414,6 +414,10 @@ extern Oid	dgen_table_oid(DgenTableId id); /* raises OT017 without the extension
 extern Oid	dgen_sequence_oid(const char *name);
 extern Oid	dgen_extension_owner(void);
 
+/* version.c */
+extern DgenError *dgen_version_fault(bool *newer);
+extern void dgen_version_report(int elevel, const DgenError *fault);
+
 /*
  * Opens a table, its indexes when they are first used; locks are kept to the
  * end of the transaction.  The DgenTable is palloc'd in the current context.
@@ -1594,10 +1598,13 @@ extern PGDLLEXPORT void dgen_keeper_main(Datum main_arg);
 
 /* ------------------------------------------------------------- lifecycle.c
  *
- * DROP DATABASE and its kin, CREATE and DROP EXTENSION, armed databases.
+ * DROP DATABASE and its kin, DROP EXTENSION and its update.
  */
 extern void dgen_lifecycle_install(void);	/* ProcessUtility and object access hooks */
+extern void dgen_lifecycle_wake_at_commit(void);	/* the keeper is to look again then */
 extern void dgen_lifecycle_xact(XactEvent event);	/* from the transaction callback; no ERROR */
+
+/* ----------------------------------------------------------------- armed.c */
 extern bool dgen_database_armed(void);	/* reads the two tables; needs a transaction */
 extern void dgen_check_enabled(void);	/* OT017: standby, disabled, not armed */
 extern void dgen_check_writable(void);	/* OT017 on a standby; 25006 in a read-only transaction */

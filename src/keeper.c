@@ -682,6 +682,20 @@ publish_prepared(void)
 	pg_atomic_write_u32(&db->prepared_known, 1);
 }
 
+/* Is the extension here, in a version that fits?  Where it does not, the log says so, once. */
+static bool
+extension_fits(void)
+{
+	DgenError  *fault;
+
+	if (!dgen_extension_present())
+		return false;
+	fault = dgen_version_fault(NULL);
+	if (fault != NULL)
+		dgen_version_report(WARNING, fault);
+	return fault == NULL;
+}
+
 /*
  * Is the extension here, and is the database armed?  Says so to all others.
  */
@@ -691,7 +705,7 @@ check_database(void)
 	bool		present;
 
 	(void) begin();
-	present = dgen_extension_present();
+	present = extension_fits();
 	if (present && (!armed || pass_time >= armed_until))
 	{
 		armed = dgen_database_armed();

@@ -1,16 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * lifecycle.c
- *	  Databases and extensions that come and go, and whether one is armed.
- *
- * Armed.  A copy of a database (restored from a dump, or made by CREATE
- * DATABASE .. TEMPLATE) must not deliver mail and fire timers as if it were
- * the original.  CREATE EXTENSION writes a random id, the cluster's system
- * identifier and the database's OID to dgen.installation, which is not
- * dumped.  The first create_module copies the id to dgen.adoption, which is
- * dumped.  A restored copy has an id of its own and the adoption of the
- * original; a copy by TEMPLATE has both rows of the original, but another
- * OID.  Either is armed by dgen.adopt() only.
+ *	  Databases and extensions that come and go.
  *
  * Databases.  DROP DATABASE and its kin fail while anybody else is connected,
  * which keeper and workers always are.  So before such a command, given that
@@ -19,10 +10,12 @@
  * command's transaction ends.  This runs in whatever database the command is
  * given in, with or without dgen.
  *
- * Extensions.  DROP EXTENSION gets its locks as from any session, since
- * keeper and workers hold theirs for short transactions only.  At its commit
- * they are sent away: a new keeper then looks whether the extension is there
- * (a savepoint may have been rolled back, or another made in its place).
+ * Extensions.  Before DROP EXTENSION and ALTER EXTENSION UPDATE, too, keeper
+ * and workers are sent away: they hold locks on the tables in an order of
+ * their own.  At the commit they are sent away once more, and a new keeper
+ * looks whether the extension is there and fits (a savepoint may have been
+ * rolled back, or another made in its place).  An update to a version that the
+ * loaded library does not know is refused.
  *
  * Activations that share a transaction must not leave anything in the
  * session; the hooks here tell batch.c of statements and functions that would.
@@ -38,8 +31,6 @@
 #include <signal.h>
 
 #include "access/htup_details.h"
-#include "access/table.h"
-#include "access/xlog.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_class_d.h"
 #include "catalog/pg_database.h"
@@ -49,30 +40,14 @@
 #include "commands/defrem.h"
 #include "commands/extension.h"
 #include "storage/ipc.h"
-#include "storage/lmgr.h"
 #include "tcop/utility.h"
 #include "utils/fmgroids.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
-#include "utils/rel.h"
 #include "utils/syscache.h"
-#include "utils/uuid.h"
 #include "utils/wait_event.h"
 
 #define EVICT_MS (10 * 1000)	/* wait so long for processes to leave */
-
-/* what the two tables say */
-typedef struct Identity
-{
-	int			ninstallations;
-	int			nadoptions;
-	pg_uuid_t	installation;
-	pg_uuid_t	adoption;
-	bool		here;			/* the installation names this cluster and database */
-	bool		uncommitted;	/* by this transaction */
-} Identity;
-
-#define Natts_installation 3
-#define Natts_adoption 3
 
 /* a database that this transaction keeps dgen's processes out of */
 typedef struct Evicted
@@ -89,336 +64,11 @@ static List *evicted = NIL;
 static bool wake_at_commit = false;
 static bool leave_at_commit = false;
 
-PG_FUNCTION_INFO_V1(dgen_installed);
-PG_FUNCTION_INFO_V1(dgen_adopt);
-PG_FUNCTION_INFO_V1(dgen_is_armed);
-
-/* ------------------------------------------------------------------ armed */
-
-/*
- * Copy the columns of a table's only row; returns how many rows there are.
- * Catalog snapshot: the newest state, with our own changes, and it leaves
- * this transaction's snapshot untaken.  The lock stays, so that DROP
- * EXTENSION waits for whoever acts on what was read.
- */
-static int
-read_row(DgenTableId id, Datum *values, bool *nulls, bool *uncommitted)
+/* Have the keeper look again after the commit. */
+void
+dgen_lifecycle_wake_at_commit(void)
 {
-	Relation	rel = table_open(dgen_table_oid(id), AccessShareLock);
-	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
-	HeapTuple	tuple;
-	int			n = 0;
-
-	while ((tuple = systable_getnext(scan)) != NULL)
-	{
-		if (n++ > 0)
-			continue;
-		tuple = heap_copytuple(tuple);
-		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
-		if (TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data)))
-			*uncommitted = true;
-	}
-	systable_endscan(scan);
-	table_close(rel, NoLock);
-	return n;
-}
-
-static void
-read_identity(Identity *identity)
-{
-	Datum		values[DGEN_MAX_COLUMNS];
-	bool		nulls[DGEN_MAX_COLUMNS];
-
-	memset(identity, 0, sizeof(Identity));
-	identity->ninstallations = read_row(DGEN_T_INSTALLATION, values, nulls,
-										&identity->uncommitted);
-	if (identity->ninstallations > 0)
-	{
-		identity->installation = *DatumGetUUIDP(values[0]);
-		identity->here = (uint64) DatumGetInt64(values[1]) == GetSystemIdentifier() &&
-			DatumGetObjectId(values[2]) == MyDatabaseId;
-	}
-	identity->nadoptions = read_row(DGEN_T_ADOPTION, values, nulls,
-									&identity->uncommitted);
-	if (identity->nadoptions > 0)
-		identity->adoption = *DatumGetUUIDP(values[0]);
-}
-
-static bool
-is_armed(const Identity *identity)
-{
-	return identity->ninstallations == 1 && identity->nadoptions == 1 &&
-		identity->here &&
-		memcmp(&identity->installation, &identity->adoption, sizeof(pg_uuid_t)) == 0;
-}
-
-/* May dgen work in this database?  Needs a transaction; takes no snapshot of it. */
-bool
-dgen_database_armed(void)
-{
-	Identity	identity;
-
-	if (!dgen_extension_present())
-		return false;
-	read_identity(&identity);
-	return is_armed(&identity);
-}
-
-Datum
-dgen_is_armed(PG_FUNCTION_ARGS)
-{
-	PG_RETURN_BOOL(dgen_database_armed());
-}
-
-/* Replace all rows of a table by one. */
-static void
-replace_row(DgenTableId id, Datum *values, bool *nulls)
-{
-	DgenTable  *table = dgen_table_open(id, RowExclusiveLock);
-	SysScanDesc scan = systable_beginscan(table->rel, InvalidOid, false, NULL, 0, NULL);
-	HeapTuple	tuple;
-
-	while ((tuple = systable_getnext(scan)) != NULL)
-		(void) dgen_table_delete_wait(table, &tuple->t_self);
-	systable_endscan(scan);
-	dgen_table_insert(table, values, nulls, NULL);
-	dgen_table_close(table);
-	CommandCounterIncrement();
-}
-
-static void
-write_installation(pg_uuid_t *id)
-{
-	Datum		values[Natts_installation];
-	bool		nulls[Natts_installation] = {0};
-
-	if (!pg_strong_random(id->data, UUID_LEN))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random values")));
-	/* version 4, as gen_random_uuid() makes them */
-	id->data[6] = (id->data[6] & 0x0f) | 0x40;
-	id->data[8] = (id->data[8] & 0x3f) | 0x80;
-
-	values[0] = UUIDPGetDatum(id);
-	values[1] = Int64GetDatum((int64) GetSystemIdentifier());
-	values[2] = ObjectIdGetDatum(MyDatabaseId);
-	replace_row(DGEN_T_INSTALLATION, values, nulls);
-}
-
-/*
- * Make this database dgen's own: give it an identity if the one that it has
- * is a copy, and write the adoption.
- */
-static void
-write_adoption(Identity *identity)
-{
-	Datum		values[Natts_adoption];
-	bool		nulls[Natts_adoption] = {0};
-
-	if (identity->ninstallations != 1 || !identity->here)
-		write_installation(&identity->installation);
-
-	values[0] = UUIDPGetDatum(&identity->installation);
-	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
-	values[2] = CStringGetTextDatum(GetUserNameFromId(GetUserId(), false));
-	replace_row(DGEN_T_ADOPTION, values, nulls);
 	wake_at_commit = true;
-}
-
-/*
- * One at a time.  A lock on the table as an object, not as a relation: it is
- * in nobody's way who reads.
- */
-static void
-lock_adoption(void)
-{
-	LockDatabaseObject(RelationRelationId, dgen_table_oid(DGEN_T_ADOPTION), 0,
-					   ExclusiveLock);
-}
-
-/*
- * For create_module: the first module arms the database.  One that belongs to
- * another installation is left as it is; modules can be made in it all the same.
- */
-void
-dgen_arm(void)
-{
-	Identity	identity;
-
-	read_identity(&identity);
-	if (is_armed(&identity))
-		return;
-
-	lock_adoption();
-	read_identity(&identity);
-	if (is_armed(&identity))
-		return;
-	if (identity.nadoptions == 0)
-		write_adoption(&identity);
-	else
-		ereport(WARNING,
-				(errmsg("dgen does not run in this database"),
-				 errdetail("The database is a copy, and the servers in it belong to the original."),
-				 errhint("If this copy is to run them, call dgen.adopt().")));
-}
-
-Datum
-dgen_adopt(PG_FUNCTION_ARGS)
-{
-	Identity	identity;
-
-	dgen_check_writable();
-	if (!object_ownercheck(DatabaseRelationId, MyDatabaseId, GetUserId()))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied to adopt the servers of database \"%s\"",
-						get_database_name(MyDatabaseId)),
-				 errdetail("Only the database's owner may do this."),
-				 errhint("Have a member of the database's owner call dgen.adopt().")));
-
-	lock_adoption();
-	read_identity(&identity);
-	if (is_armed(&identity))
-		wake_at_commit = true;
-	else
-	{
-		write_adoption(&identity);
-		dgen_attributes_adopt();
-		/* a restore has set the sequence: a block reserved before it is void */
-		dgen_forget_ids();
-	}
-	PG_RETURN_VOID();
-}
-
-/*
- * At the end of the install script: say which database this is.
- */
-Datum
-dgen_installed(PG_FUNCTION_ARGS)
-{
-	pg_uuid_t	id;
-
-	if (!creating_extension)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("only CREATE EXTENSION may call this function")));
-
-	write_installation(&id);
-	if (dgen_shared != NULL)
-	{
-		dgen_forget_ids();
-		dgen_statistics_forget_all();
-	}
-	else
-		ereport(WARNING,
-				(errmsg("dgen does not run in this server"),
-				 errdetail("The library \"dgen\" was not loaded when the server started."),
-				 errhint("Add dgen to \"shared_preload_libraries\" and restart the server.")));
-	wake_at_commit = true;
-	PG_RETURN_VOID();
-}
-
-/* ---------------------------------------------------------------- checks */
-
-static void
-check_not_standby(void)
-{
-	if (RecoveryInProgress())
-		ereport(ERROR,
-				(errcode(ERRCODE_DGEN_NOT_ENABLED),
-				 errmsg("dgen does not run on a standby"),
-				 errdetail("The server is in recovery."),
-				 errhint("Connect to the primary.")));
-}
-
-static void
-check_extension(void)
-{
-	if (!dgen_extension_present())
-		ereport(ERROR,
-				(errcode(ERRCODE_DGEN_NOT_ENABLED),
-				 errmsg("extension \"dgen\" is not installed in this database"),
-				 errhint("Run CREATE EXTENSION dgen.")));
-}
-
-/* Say why the database is not armed. */
-static void
-not_armed(const Identity *identity)
-{
-	if (identity->nadoptions == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_DGEN_NOT_ENABLED),
-				 errmsg("dgen does not run in this database"),
-				 errdetail("No module was ever made in it."),
-				 errhint("Make one by dgen.create_module().")));
-	ereport(ERROR,
-			(errcode(ERRCODE_DGEN_NOT_ENABLED),
-			 errmsg("dgen does not run in this database"),
-			 errdetail("The database is a copy, and the servers in it belong to the original."),
-			 errhint("If this copy is to run them, have the database's owner call dgen.adopt().")));
-}
-
-/*
- * Raise OT017 unless somebody would do what the caller is about to ask for.
- * Cheap when all is well, since each send and call comes through here.
- */
-void
-dgen_check_enabled(void)
-{
-	DgenDatabase *db;
-	Identity	identity;
-
-	if (dgen_shared == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DGEN_NOT_ENABLED),
-				 errmsg("dgen does not run in this server"),
-				 errdetail("The library \"dgen\" was not loaded when the server started."),
-				 errhint("Add dgen to \"shared_preload_libraries\" and restart the server.")));
-	check_not_standby();
-	if (!dgen_enabled)
-		ereport(ERROR,
-				(errcode(ERRCODE_DGEN_NOT_ENABLED),
-				 errmsg("dgen is disabled"),
-				 errdetail("\"dgen.enabled\" is off."),
-				 errhint("Set \"dgen.enabled\" to on and reload the configuration.")));
-
-	db = dgen_database(MyDatabaseId, false);
-	if (db == NULL || pg_atomic_read_u32(&db->armed) == 0)
-	{
-		check_extension();
-		read_identity(&identity);
-		if (!is_armed(&identity))
-			not_armed(&identity);
-		db = dgen_database(MyDatabaseId, true);
-
-		/*
-		 * Tell all, unless that may be rolled back; then the keeper does.  We
-		 * hold locks on the tables, so no DROP EXTENSION takes it back at
-		 * this moment.
-		 */
-		if (db != NULL && !identity.uncommitted)
-			pg_atomic_write_u32(&db->armed, 1);
-	}
-	if (db != NULL &&
-		(db->keeper == DGEN_KEEPER_NONE || db->keeper == DGEN_KEEPER_ABSENT))
-		dgen_want_keeper(MyDatabaseId);
-}
-
-/* Raise unless this transaction may write. */
-void
-dgen_check_writable(void)
-{
-	check_not_standby();
-	if (XactReadOnly)
-		ereport(ERROR,
-				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("cannot send messages or change servers in a read-only transaction"),
-				 errhint("Use dgen.query() to read, or begin a transaction that is READ WRITE.")));
-	if (IsInParallelMode())
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
-				 errmsg("cannot send messages or change servers during a parallel operation")));
 }
 
 /* --------------------------------------------------------------- databases */
@@ -634,18 +284,28 @@ wanted_database(Node *stmt, bool top_level)
 	return database;
 }
 
+static bool
+updates_extension(Node *stmt)
+{
+	return IsA(stmt, AlterExtensionStmt) &&
+		strcmp(((AlterExtensionStmt *) stmt)->extname, "dgen") == 0;
+}
+
 /*
- * DROP EXTENSION dgen: workers hold locks on its tables in their own order, so
- * they had better not be there.
+ * DROP EXTENSION dgen, and its update: workers hold locks on its tables in
+ * their own order, so they had better not be there.
  */
 static bool
-drops_extension(Node *stmt)
+wants_tables(Node *stmt)
 {
 	DropStmt   *drop = (DropStmt *) stmt;
 	ListCell   *lc;
 
-	if (!IsA(stmt, DropStmt) || drop->removeType != OBJECT_EXTENSION || !superuser() ||
-		dgen_is_worker())
+	if (!superuser() || dgen_is_worker())
+		return false;
+	if (updates_extension(stmt))
+		return true;
+	if (!IsA(stmt, DropStmt) || drop->removeType != OBJECT_EXTENSION)
 		return false;
 	foreach(lc, drop->objects)
 	{
@@ -683,6 +343,22 @@ leaves_in_session(Node *stmt)
 	}
 }
 
+/*
+ * The library that is loaded must know what ALTER EXTENSION has made.  An older
+ * version it need not know: that is how one goes back.
+ */
+static void
+check_update(void)
+{
+	DgenError  *fault;
+	bool		newer;
+
+	CommandCounterIncrement();
+	fault = dgen_version_fault(&newer);
+	if (fault != NULL && newer)
+		dgen_version_report(ERROR, fault);
+}
+
 static void
 run_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 			ProcessUtilityContext context, ParamListInfo params,
@@ -692,6 +368,8 @@ run_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 		prev_ProcessUtility : standard_ProcessUtility;
 
 	run(pstmt, query, read_only_tree, context, params, env, dest, qc);
+	if (updates_extension(pstmt->utilityStmt))
+		check_update();
 }
 
 static void
@@ -710,7 +388,7 @@ dgen_ProcessUtility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	/* one's own database can be copied, and nothing else be done to it */
 	if (database == MyDatabaseId && !IsA(stmt, CreatedbStmt))
 		database = InvalidOid;
-	if (dgen_shared != NULL && drops_extension(stmt))
+	if (dgen_shared != NULL && wants_tables(stmt))
 		database = MyDatabaseId;
 	if (!OidIsValid(database))
 	{
@@ -770,10 +448,14 @@ dgen_object_access(ObjectAccessType access, Oid classid, Oid object, int subid, 
 		if (dgen_batch_active() && function_leaves_in_session(object) != NULL)
 			dgen_batch_split(function_leaves_in_session(object));
 	}
-	else if (access == OAT_DROP && classid == ExtensionRelationId)
+	else if ((access == OAT_DROP || access == OAT_POST_ALTER) && classid == ExtensionRelationId)
 	{
-		if (object == get_extension_oid("dgen", true))
-			leave_at_commit = true;
+		if (object != get_extension_oid("dgen", true))
+			return;
+		leave_at_commit = true;
+		/* all are to look again whether it fits, see table.c */
+		if (access == OAT_POST_ALTER)
+			CacheInvalidateRelcacheAll();
 	}
 }
 
@@ -812,9 +494,10 @@ dgen_lifecycle_xact(XactEvent event)
 
 	if (dgen_shared != NULL)
 	{
-		let_all_back(event == XACT_EVENT_COMMIT);
+		/* first, or a keeper that is let in would be asked for once more */
 		if (event == XACT_EVENT_COMMIT && leave_at_commit)
 			leave();
+		let_all_back(event == XACT_EVENT_COMMIT);
 		if (event == XACT_EVENT_COMMIT && wake_at_commit)
 		{
 			dgen_want_keeper(MyDatabaseId);

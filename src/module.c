@@ -264,7 +264,6 @@ dgen_module_watch_rowtype(Oid relid)
 
 /* -------------------------------------------------------------------- rows */
 
-/* Open dgen.module, made by a script that this library knows. */
 static DgenTable *
 open_table(LOCKMODE lockmode)
 {
@@ -273,13 +272,6 @@ open_table(LOCKMODE lockmode)
 	dgen_module_init();
 	table = dgen_table_open(DGEN_T_MODULE, lockmode);
 	module_relid = RelationGetRelid(table->rel);
-	if (RelationGetDescr(table->rel)->natts != MODULE_NATTS)
-		ereport(ERROR,
-				(errcode(ERRCODE_DGEN_NOT_ENABLED),
-				 errmsg("extension \"dgen\" in this database does not fit the library"),
-				 errdetail("Table dgen.module has %d columns; the library expects %d.",
-						   RelationGetDescr(table->rel)->natts, MODULE_NATTS),
-				 errhint("Run ALTER EXTENSION dgen UPDATE, and restart the server if the library is the older.")));
 	return table;
 }
 

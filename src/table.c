@@ -110,6 +110,7 @@ static const int column_counts[DGEN_NTABLES] = {
 /* OIDs, forgotten when pg_namespace or a relation changes */
 static Oid	table_oids[DGEN_NTABLES];
 static Oid	schema_oid = InvalidOid;
+static bool version_fits = false;	/* as version.c has it; forgotten with them */
 static bool callbacks_registered = false;
 
 struct DgenScan
@@ -123,7 +124,10 @@ static void
 forget_relation(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid)
+	{
 		memset(table_oids, 0, sizeof(table_oids));
+		version_fits = false;
+	}
 	for (int i = 0; i < DGEN_NTABLES; i++)
 	{
 		if (table_oids[i] == relid)
@@ -136,6 +140,7 @@ forget_schema(Datum arg, int cacheid, uint32 hashvalue)
 {
 	schema_oid = InvalidOid;
 	memset(table_oids, 0, sizeof(table_oids));
+	version_fits = false;
 }
 
 static Oid
@@ -170,11 +175,33 @@ no_extension(void)
 			 errhint("Run CREATE EXTENSION dgen.")));
 }
 
+/*
+ * Raise OT017 unless the library knows the tables of this version.  What an
+ * install script calls is that script's business.
+ */
+static void
+check_version(void)
+{
+	DgenError  *fault;
+
+	if (creating_extension)
+		return;
+	/* before we look: an invalidation that comes meanwhile counts */
+	version_fits = true;
+	fault = dgen_version_fault(NULL);
+	if (fault == NULL)
+		return;
+	version_fits = false;
+	dgen_version_report(ERROR, fault);
+}
+
 Oid
 dgen_table_oid(DgenTableId id)
 {
 	Oid			schema = dgen_schema();
 
+	if (!version_fits)
+		check_version();
 	if (!OidIsValid(table_oids[id]))
 	{
 		Oid			oid = OidIsValid(schema) ?
@@ -260,8 +287,9 @@ add_index(DgenTable *table, DgenTableId id, Relation index)
 }
 
 /*
- * A new library on an old schema says what to do; an old library on a newer
- * schema leaves the columns that it does not know to their nulls.
+ * Columns that a later correction of the same version has added, and that we
+ * do not know, are left to their nulls.  Fewer than we know there are only
+ * where somebody has dropped some: versions are compared in version.c.
  */
 static void
 check_columns(DgenTable *table, DgenTableId id)
@@ -272,9 +300,10 @@ check_columns(DgenTable *table, DgenTableId id)
 	if (natts < column_counts[id])
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_NOT_ENABLED),
-				 errmsg("extension \"dgen\" in this database is older than its library"),
-				 errdetail("Table \"%s.%s\" has %d columns; the library expects %d.",
-						   DGEN_SCHEMA, table_names[id], natts, column_counts[id]),
+				 errmsg("table \"%s.%s\" does not fit the library of extension \"dgen\"",
+						DGEN_SCHEMA, table_names[id]),
+				 errdetail("It has %d columns; the library expects %d.",
+						   natts, column_counts[id]),
 				 errhint("Run ALTER EXTENSION dgen UPDATE.")));
 	if (natts > DGEN_MAX_COLUMNS)
 		ereport(ERROR,

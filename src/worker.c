@@ -534,7 +534,7 @@ dgen_worker_main(Datum main_arg)
 	idle_wait_event = WaitEventExtensionNew("DgenWorkerMain");
 
 	StartTransactionCommand();
-	if (!dgen_extension_present())
+	if (!dgen_extension_present() || dgen_version_fault(NULL) != NULL)
 		proc_exit(0);
 	CommitTransactionCommand();
 

@@ -314,7 +314,7 @@ def test_meta():
     meta = json.loads(text_of(os.path.join(TOP, "META.json")))
     assert {"name", "version", "abstract", "maintainer", "license", "provides", "meta-spec"} <= set(meta)
     version = re.search(r"^default_version = '(.*)'", text_of(os.path.join(TOP, "dgen.control")), re.M).group(1)
-    assert meta["version"] == meta["provides"]["dgen"]["version"] == version + ".0"
+    assert meta["version"] == meta["provides"]["dgen"]["version"] == version
     for name in ("file", "docfile"):
         assert os.path.exists(os.path.join(TOP, meta["provides"]["dgen"][name]))
     assert re.search(r"^## %s\b" % re.escape(version), text_of(os.path.join(TOP, "CHANGELOG.md")), re.M)

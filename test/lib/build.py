@@ -231,11 +231,11 @@ class Build:
     @staticmethod
     def _link_sources(tree):
         wanted = {"Makefile", "dgen.control"}
-        for pattern in ("src/*.c", "src/*.h", "sql/*.sql"):
+        for pattern in ("src/*.c", "src/*.h", "sql/*.sql", "sql/released/*.sql"):
             wanted.update(os.path.relpath(p, TOP) for p in glob.glob(os.path.join(TOP, pattern)))
         # the install script is made in the tree
         wanted = {p for p in wanted if not re.match(r"sql/dgen--[^-]+\.sql$", p)}
-        for folder in ("", "src", "sql"):
+        for folder in ("", "src", "sql", "sql/released"):
             os.makedirs(os.path.join(tree, folder), exist_ok=True)
             for name in os.listdir(os.path.join(tree, folder)):
                 path = os.path.join(folder, name)
