@@ -14,13 +14,14 @@ from harness import HERE, Bench, load_average, machine
 from build import Build, BuildError
 
 import calls
+import follow
 import mailbox
 import scale
 import snapshots
 import state
 import timers
 
-ROWS = calls.ROWS + mailbox.ROWS + snapshots.ROWS + state.ROWS + timers.ROWS + scale.ROWS
+ROWS = calls.ROWS + follow.ROWS + mailbox.ROWS + snapshots.ROWS + state.ROWS + timers.ROWS + scale.ROWS
 
 COLUMNS = ["row", "what", "unit", "dgen", "baseline", "ratio", "ratio_min", "ratio_max", "goal",
            "floor", "judged", "reached", "baseline_is", "dgen_runs", "baseline_runs"]

@@ -41,12 +41,13 @@ CREATE FUNCTION dgen.create_module(
 	workers text DEFAULT NULL,
 	vsn text DEFAULT NULL,
 	kind text DEFAULT NULL,
+	notify text DEFAULT NULL,
 	if_exists text DEFAULT 'error')
 RETURNS jsonb LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'dgen_create_module';
 COMMENT ON FUNCTION dgen.create_module(text, jsonb, text, boolean, boolean, boolean, text, text, text, text, text, text,
 	integer, text, integer, interval, interval, integer, interval, double precision, interval, interval, integer, bigint, bigint, bigint,
-	interval, interval, interval, text, interval, text[], text, text, text, text, text, text, text, text, text) IS
+	interval, interval, interval, text, interval, text[], text, text, text, text, text, text, text, text, text, text) IS
 'make a module of the functions in a schema that bear callbacks'' names; returns what was found. callbacks maps names to other functions, or to null for "not a callback"; options left null take their defaults; if_exists is error, alter or skip';
 
 CREATE FUNCTION dgen.alter_module(
@@ -89,13 +90,14 @@ CREATE FUNCTION dgen.alter_module(
 	readers text DEFAULT NULL,
 	workers text DEFAULT NULL,
 	vsn text DEFAULT NULL,
-	kind text DEFAULT NULL)
+	kind text DEFAULT NULL,
+	notify text DEFAULT NULL)
 RETURNS jsonb LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'dgen_alter_module';
 COMMENT ON FUNCTION dgen.alter_module(text, jsonb, text, boolean, boolean, boolean, text, text, text, text, text, text,
 	integer, text, integer, interval, interval, integer, interval, double precision, interval, interval, integer, bigint, bigint, bigint,
-	interval, interval, interval, text, interval, text[], text, text, text, text, text, text, text, text) IS
-'change a module and accept the present owner of its callbacks; options left null stay as they are, callbacks are replaced as a whole (''{}'': all by name), an empty text resets a role, the time zone, history or vsn to none';
+	interval, interval, interval, text, interval, text[], text, text, text, text, text, text, text, text, text) IS
+'change a module and accept the present owner of its callbacks; options left null stay as they are, callbacks are replaced as a whole (''{}'': all by name), an empty text resets a role, the time zone, history, vsn or notify to none';
 
 CREATE FUNCTION dgen.drop_module(name text, "cascade" boolean DEFAULT false)
 RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -145,6 +147,7 @@ CREATE FUNCTION dgen.module_info(
 	OUT workers text,
 	OUT vsn text,
 	OUT kind text,
+	OUT notify text,
 	OUT created_at timestamptz,
 	OUT suspended_at timestamptz,
 	OUT suspended_by text,
@@ -201,6 +204,7 @@ COMMENT ON COLUMN dgen.modules.readers IS 'role whose members may see states and
 COMMENT ON COLUMN dgen.modules.workers IS 'role whose members may take work of an external module';
 COMMENT ON COLUMN dgen.modules.vsn IS 'version of the module''s code';
 COMMENT ON COLUMN dgen.modules.kind IS 'server, or statem: its servers are state machines';
+COMMENT ON COLUMN dgen.modules.notify IS 'channel that changed servers are announced on; null: none';
 COMMENT ON COLUMN dgen.modules.created_at IS 'when the module was made';
 COMMENT ON COLUMN dgen.modules.suspended_at IS 'since when the module is suspended; null where callbacks have a wrong owner, which is no event';
 COMMENT ON COLUMN dgen.modules.suspended_by IS 'role that suspended it, or dgen; null: it is not suspended';

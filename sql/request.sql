@@ -56,3 +56,13 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1
 AS 'MODULE_PATHNAME', 'dgen_wait_state';
 COMMENT ON FUNCTION dgen.wait_state(text, bigint, interval) IS
 'waits until the server''s version is above after_version, or without it until the server has a state, and returns both; no row at the timeout, of 5 s at most';
+
+CREATE PROCEDURE dgen.wait_change(
+	server text,
+	INOUT version bigint DEFAULT NULL,
+	timeout interval DEFAULT NULL,
+	INOUT state jsonb DEFAULT NULL)
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'dgen_wait_change';
+COMMENT ON PROCEDURE dgen.wait_change(text, bigint, interval, jsonb) IS
+'waits, without holding a snapshot, until the server has another version than the given one (null: until it has any), and returns version and state; both null: it was deleted. At the timeout the version given, and no state. What is passed as state is ignored. Not inside a transaction block';

@@ -67,6 +67,7 @@ CREATE TABLE dgen.module (
 	workers text COLLATE "C",
 	vsn text COLLATE "C",
 	kind text COLLATE "C" NOT NULL,				-- server | statem
+	notify text COLLATE "C",					-- a channel; null: none
 	created_at timestamptz NOT NULL,
 	suspended_at timestamptz,
 	suspended_by text COLLATE "C",

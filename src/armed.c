@@ -265,6 +265,7 @@ dgen_installed(PG_FUNCTION_ARGS)
 	{
 		dgen_forget_ids();
 		dgen_statistics_forget_all();
+		dgen_announce_forget(MyDatabaseId);
 	}
 	else
 		ereport(WARNING,

@@ -37,6 +37,7 @@ xact_callback(XactEvent event, void *arg)
 	dgen_deferred_xact_callback(event);
 	dgen_external_xact_callback(event);
 	dgen_waiter_xact_callback(event);
+	dgen_announce_xact_callback(event);
 	dgen_mailbox_xact_callback(event);
 	dgen_admin_xact_callback(event);
 	dgen_lifecycle_xact(event);
@@ -75,6 +76,7 @@ subxact_callback(SubXactEvent event, SubTransactionId my, SubTransactionId paren
 	dgen_deferred_subxact(event, my, parent);
 	dgen_external_subxact(event, my, parent);
 	dgen_mailbox_subxact(event, my, parent);
+	dgen_announce_subxact(event, my, parent);
 	dgen_statistics_subxact(event, my, parent);
 }
 

@@ -273,6 +273,7 @@ typedef struct DgenModule
 	char	   *workers;
 	char	   *vsn;
 	bool		machine;		/* kind: its servers are state machines */
+	char	   *notify;			/* channel, or NULL */
 	bool		suspended;
 	char	   *suspended_by;	/* "dgen": computed from owner_fault */
 	char	   *suspended_reason;
@@ -556,6 +557,9 @@ typedef struct DgenDatabase
 	pg_atomic_uint32 place_wanted[DGEN_NPOOL_KINDS];	/* a pool waits while others hold all places */
 	pg_atomic_uint32 slow_workers;	/* that run, or are about to, what may be slow */
 	pg_atomic_uint64 unannounced;	/* lowest request whose reply's NOTIFY was put off, or 0 */
+	pg_atomic_uint64 announce_at;	/* when the keeper is to announce changes; DT_NOEND: there are none */
+	pg_atomic_uint64 announced_at;	/* when it did so last */
+	pg_atomic_uint32 announce_all;	/* how often there was no room to say which servers changed */
 	slock_t		id_lock;		/* protects the next three */
 	int64		next_id;		/* the next message id to draw; 0: none reserved */
 	int64		id_limit;		/* the last one of the reserved block */
@@ -601,6 +605,7 @@ extern DgenDatabase *dgen_database(Oid database, bool create);
 /* no ERROR in these: they are called from commit callbacks */
 extern void dgen_wake_launcher(void);
 extern void dgen_wake_keeper(Oid database, TimestampTz due);
+extern void dgen_wake_process(int pgprocno);
 
 /* ------------------------------------------------------------------ hand.c
  *
@@ -1543,6 +1548,9 @@ extern int64 dgen_request_hash(Jsonb *request);
 extern void dgen_reply_store(DgenModule *module, int64 id, const char *server, const char *request_key,
 							 int64 request_hash, const char *sender_role, Jsonb *reply, Jsonb *error);
 
+/* --------------------------------------------------------------- request.c */
+extern bool dgen_state_read(const char *address, int64 known, bool changed, int64 *version, Jsonb **state);
+
 /* ---------------------------------------------------------------- waiter.c
  *
  * Who waits for which reply (by the request's id), or for the next state of
@@ -1568,6 +1576,22 @@ extern void dgen_waiter_wake(DgenWaitKind kind, int64 key);	/* at once */
 extern void dgen_waiter_xact_callback(XactEvent event);
 /* wakes who waits for this when this transaction commits */
 extern void dgen_notify_at_commit(DgenWaitKind kind, int64 key);
+
+/* --------------------------------------------------------------- announce.c
+ *
+ * NOTIFY for modules with option notify.
+ */
+extern bool dgen_announce_wanted;	/* some module that this process has read has the option */
+extern Size dgen_announce_size(void);
+extern void dgen_announce_init(void *place, bool found);
+/* another state, or the end of an incarnation: for waiters and listeners, at the commit */
+extern void dgen_server_changed(DgenServer *server, bool deleted);
+extern void dgen_announce_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
+extern void dgen_announce_xact_callback(XactEvent event);
+extern void dgen_announce_forget(Oid database);
+/* the keeper's */
+extern TimestampTz dgen_announce_due(DgenDatabase *db);
+extern void dgen_announce(DgenDatabase *db);
 
 /* --------------------------------------------------------------- failure.c */
 extern void dgen_attempt_delete(int64 message_id);

@@ -17,6 +17,8 @@
  *	  letters	Deletes dead letters older than their module keeps them.
  *	  history	Deletes versions of states beyond what their module keeps.
  *	  ids		Reserves message ids ahead of need.
+ *	  announce	Notifies of servers that have changed: see announce.c; between
+ *				passes, too.
  *
  * The feed.  Below "frontier" every committed message has been queued once.
  * It follows the limit that mark.c computes from the published bounds: an id
@@ -758,6 +760,8 @@ keeper_pass(void)
 		handle_due(announced);
 		expire_letters();
 		expire_history();
+		if (dgen_announce_due(db) <= pass_time)
+			dgen_announce(db);
 	}
 	pgstat_report_activity(STATE_IDLE, NULL);
 }
@@ -779,11 +783,11 @@ start_over(void)
  * the process, and the launcher's backoff goes on from there.
  */
 static void
-guarded_pass(void)
+guarded(void (*pass) (void))
 {
 	PG_TRY();
 	{
-		keeper_pass();
+		pass();
 		errors = 0;
 	}
 	PG_CATCH();
@@ -805,6 +809,15 @@ guarded_pass(void)
 	PG_END_TRY();
 }
 
+/* Between passes. */
+static void
+announce_pass(void)
+{
+	pgstat_report_activity(STATE_RUNNING, "dgen keeper");
+	dgen_announce(db);
+	pgstat_report_activity(STATE_IDLE, NULL);
+}
+
 /* Whoever commits something due later than this need not wake us. */
 static void
 publish_next_look(void)
@@ -824,8 +837,12 @@ keeper_sleep(void)
 {
 	static uint32 wait_event = 0;
 	TimestampTz due = (TimestampTz) pg_atomic_read_u64(&db->next_due);
-	long		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-														  Min(due, next_look));
+	long		timeout;
+
+	due = Min(due, next_look);
+	if (armed)
+		due = Min(due, dgen_announce_due(db));
+	timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), due);
 
 	if (wait_event == 0)
 		wait_event = WaitEventExtensionNew("DgenKeeperMain");
@@ -981,9 +998,11 @@ dgen_keeper_main(Datum main_arg)
 
 		if (is_due())
 		{
-			guarded_pass();
+			guarded(keeper_pass);
 			publish_next_look();
 		}
+		else if (armed && dgen_announce_due(db) <= GetCurrentTimestamp())
+			guarded(announce_pass);
 		else
 			keeper_sleep();
 	}

@@ -173,6 +173,8 @@ let_back(const Evicted *entry, bool committed)
 			db->keeper_retry_at = 0;
 	}
 	LWLockRelease(&dgen_shared->lock);
+	if (entry->dropped && committed)
+		dgen_announce_forget(entry->database);
 	dgen_wake_launcher();
 }
 

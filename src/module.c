@@ -120,7 +120,8 @@ const DgenOption dgen_module_options[DGEN_NOPTIONS] = {
 	{"readers", DGEN_OPTION_ROLE, FIELD(readers)},
 	{"workers", DGEN_OPTION_ROLE, FIELD(workers)},
 	{"vsn", DGEN_OPTION_TEXT, FIELD(vsn)},
-	{"kind", DGEN_OPTION_FLAG, FIELD(machine), 0, 0, 0, {"server", "statem"}}
+	{"kind", DGEN_OPTION_FLAG, FIELD(machine), 0, 0, 0, {"server", "statem"}},
+	{"notify", DGEN_OPTION_CHANNEL, FIELD(notify)}
 };
 
 /* what the words of option isolation mean, in their order */
@@ -500,6 +501,11 @@ load_option(DgenModule *module, const DgenOption *option, const DgenModuleRow *r
 			break;
 		case DGEN_OPTION_KEYS:
 			*(ArrayType **) field = row->nulls[column] ? NULL : DatumGetArrayTypePCopy(value);
+			break;
+		case DGEN_OPTION_CHANNEL:
+			*(char **) field = row_text(row, column);
+			if (!row->nulls[column])
+				dgen_announce_wanted = true;
 			break;
 		case DGEN_OPTION_SEARCH_PATH:
 		case DGEN_OPTION_TIMEZONE:

@@ -33,6 +33,7 @@ typedef enum DgenOptionType
 	DGEN_OPTION_TIMEZONE,
 	DGEN_OPTION_ROLE,
 	DGEN_OPTION_HISTORY,
+	DGEN_OPTION_CHANNEL,
 	DGEN_OPTION_TEXT
 } DgenOptionType;
 
@@ -49,7 +50,7 @@ typedef struct DgenOption
 	const char *words[DGEN_MAX_WORDS];
 } DgenOption;
 
-#define DGEN_NOPTIONS 37
+#define DGEN_NOPTIONS 38
 extern const DgenOption dgen_module_options[DGEN_NOPTIONS];
 
 /* columns of dgen.module, as sql/tables.sql has them, from 0 */

@@ -229,6 +229,8 @@ text_option(const DgenOption *option, char *value, bool *isnull)
 		*isnull = !checked_history(option, value);
 	else if (value[0] == '\0')
 		*isnull = true;
+	else if (option->type == DGEN_OPTION_CHANNEL && strlen(value) >= NAMEDATALEN)
+		bad_option(option, value, "A channel's name has at most 63 bytes.");
 	else if (option->type == DGEN_OPTION_ROLE && !OidIsValid(get_role_oid(value, true)))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -447,6 +449,12 @@ check_found(DgenModule *module)
 				 errmsg("module \"%s\" is ephemeral and cannot keep a history", module->name),
 				 errdetail("Servers of an ephemeral module keep no state."),
 				 errhint("Pass history => 'off', or ephemeral => false.")));
+	if (module->ephemeral && module->notify != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("module \"%s\" is ephemeral and cannot notify", module->name),
+				 errdetail("Servers of an ephemeral module keep no state that could change."),
+				 errhint("Pass notify => '', or ephemeral => false.")));
 	if (module->owner_fault != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

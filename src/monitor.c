@@ -225,7 +225,7 @@ dgen_ties_end(DgenServer *server, const char *reason, bool forever)
 	Ending		ending = {reason, NULL};
 	ScanKeyData key;
 
-	dgen_notify_at_commit(DGEN_WAIT_STATE, server->hash);
+	dgen_server_changed(server, forever || server->erased);
 	if (server->monitored)
 	{
 		CommandCounterIncrement();

@@ -869,9 +869,13 @@ dgen_message_status(PG_FUNCTION_ARGS)
 
 /* ---------------------------------------------------------------- states */
 
-/* The server's version and state as they are now; false unless newer than after. */
-static bool
-read_state(const char *address, int64 after, int64 *version, Jsonb **state)
+/*
+ * The server's version and state as they are now, if the version is above one
+ * that is known; or, with changed, another one.  A server without a row has
+ * version 0.
+ */
+bool
+dgen_state_read(const char *address, int64 known, bool changed, int64 *version, Jsonb **state)
 {
 	DgenTable  *table = dgen_table_open(DGEN_T_SERVER, AccessShareLock);
 	TupleDesc	desc = RelationGetDescr(table->rel);
@@ -881,15 +885,18 @@ read_state(const char *address, int64 after, int64 *version, Jsonb **state)
 	HeapTuple	tuple;
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 
+	*version = 0;
+	*state = NULL;
 	/* row and patches in one snapshot, the newest there is */
 	dgen_key_text(&key, 1, address);
 	scan = dgen_scan_begin(table, DGEN_I_PKEY, snapshot, 1, &key);
 	tuple = dgen_scan_next(scan);
 	if (tuple != NULL)
-	{
 		*version = DatumGetInt64(column(tuple, desc, SERVER_VERSION));
-		found = *version > after;
-		*state = found ? jsonb_column(tuple, desc, SERVER_STATE) : NULL;
+	found = changed ? *version != known : tuple != NULL && *version > known;
+	if (tuple != NULL && found)
+	{
+		*state = jsonb_column(tuple, desc, SERVER_STATE);
 		if (*state != NULL)
 			*state = dgen_state_merge(address, *state,
 									  DatumGetInt64(column(tuple, desc, SERVER_BASE_VERSION)),
@@ -931,7 +938,7 @@ dgen_wait_state(PG_FUNCTION_ARGS)
 	for (;;)
 	{
 		ready_to_look();
-		found = read_state(server.text, after, &version, &state);
+		found = dgen_state_read(server.text, after, false, &version, &state);
 		if (found)
 			break;
 		/* in company the lease may be another activation's: that ends by its time limit */

@@ -411,7 +411,7 @@ dgen_server_count(DgenServer *server)
 		TimestampTz at = Max(GetCurrentTimestamp(), server->updated_at);
 
 		server->version++;
-		dgen_notify_at_commit(DGEN_WAIT_STATE, server->hash);
+		dgen_server_changed(server, false);
 		if (server->cause != NULL || server->history_version != 0)
 			dgen_history_write(server, at);
 		server->updated_at = at;

@@ -60,6 +60,7 @@ shmem_request(void)
 	RequestAddinShmemSpace(dgen_migration_size());
 	RequestAddinShmemSpace(dgen_trace_size());
 	RequestAddinShmemSpace(dgen_statistics_size());
+	RequestAddinShmemSpace(dgen_announce_size());
 	RequestAddinShmemSpace(area_size());
 	RequestNamedLWLockTranche("dgen", 1);
 }
@@ -88,6 +89,9 @@ init_control(void)
 		for (int k = 0; k < DGEN_NPOOL_KINDS; k++)
 			pg_atomic_init_u32(&db->place_wanted[k], 0);
 		pg_atomic_init_u64(&db->unannounced, 0);
+		pg_atomic_init_u64(&db->announce_at, (uint64) DT_NOEND);
+		pg_atomic_init_u64(&db->announced_at, 0);
+		pg_atomic_init_u32(&db->announce_all, 0);
 		pg_atomic_init_u32(&db->slow_workers, 0);
 		SpinLockInit(&db->id_lock);
 	}
@@ -140,6 +144,8 @@ shmem_startup(void)
 	dgen_trace_init(place, found);
 	place = ShmemInitStruct("dgen statistics", dgen_statistics_size(), &found);
 	dgen_statistics_init(place, found);
+	place = ShmemInitStruct("dgen announcements", dgen_announce_size(), &found);
+	dgen_announce_init(place, found);
 	dsa_place = ShmemInitStruct("dgen calls", area_size(), &found);
 	if (!found)
 	{
@@ -226,6 +232,9 @@ dgen_database(Oid database, bool create)
 		for (int k = 0; k < DGEN_NPOOL_KINDS; k++)
 			pg_atomic_write_u32(&db->place_wanted[k], 0);
 		pg_atomic_write_u64(&db->unannounced, 0);
+		pg_atomic_write_u64(&db->announce_at, (uint64) DT_NOEND);
+		pg_atomic_write_u64(&db->announced_at, 0);
+		pg_atomic_write_u32(&db->announce_all, 0);
 		db->database = database;
 		found = db;
 	}
@@ -236,8 +245,9 @@ dgen_database(Oid database, bool create)
 	return found;
 }
 
-static void
-wake_process(int pgprocno)
+/* Set a process' latch, if there is one.  Raises nothing. */
+void
+dgen_wake_process(int pgprocno)
 {
 	if (pgprocno != DGEN_NONE)
 		SetLatch(&ProcGlobal->allProcs[pgprocno].procLatch);
@@ -247,7 +257,7 @@ wake_process(int pgprocno)
 void
 dgen_wake_launcher(void)
 {
-	wake_process(dgen_shared->launcher_pgprocno);
+	dgen_wake_process(dgen_shared->launcher_pgprocno);
 }
 
 /*
@@ -266,7 +276,7 @@ dgen_wake_keeper(Oid database, TimestampTz due)
 	{
 		if (pg_atomic_compare_exchange_u64(&db->next_due, &old, (uint64) due))
 		{
-			wake_process(db->keeper_pgprocno);
+			dgen_wake_process(db->keeper_pgprocno);
 			break;
 		}
 	}

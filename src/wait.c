@@ -1,11 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * wait.c
- *	  CALL dgen.wait_server(): until a server has stopped, runs, or is idle.
+ *	  CALL dgen.wait_server(): until a server has stopped, runs, or is idle;
+ *	  CALL dgen.wait_change(): until it has another version.
  *
  * A function that waits keeps its statement's snapshot, and so keeps VACUUM
  * from its work everywhere.  A procedure that is called outside of a
- * transaction block can commit: this one does so before each look, takes a
+ * transaction block can commit: these do so before each look, takes a
  * snapshot for the look alone, and sleeps without any, holding no lock but
  * AccessShareLock on dgen's tables.  So it may wait for as long as one likes.
  *
@@ -22,6 +23,8 @@
 #include "access/skey.h"
 #include "access/xlog.h"
 #include "executor/spi.h"
+#include "funcapi.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/wait_event.h"
@@ -34,6 +37,7 @@
 #define MESSAGE_SERVER 9
 
 PG_FUNCTION_INFO_V1(dgen_wait_server);
+PG_FUNCTION_INFO_V1(dgen_wait_change);
 
 typedef enum Wanted
 {
@@ -62,7 +66,7 @@ wanted_argument(FunctionCallInfo fcinfo, int argno)
 }
 
 static void
-check_can_commit(FunctionCallInfo fcinfo)
+check_can_commit(FunctionCallInfo fcinfo, const char *name, const char *hint)
 {
 	CallContext *call = fcinfo->context && IsA(fcinfo->context, CallContext) ?
 		(CallContext *) fcinfo->context : NULL;
@@ -70,9 +74,9 @@ check_can_commit(FunctionCallInfo fcinfo)
 	if (call == NULL || call->atomic)
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("dgen.wait_server() cannot run inside a transaction block"),
+				 errmsg("dgen.%s() cannot run inside a transaction block", name),
 				 errdetail("It would keep the transaction's snapshot for as long as it waits."),
-				 errhint("CALL it by itself; in a handler, use dgen.monitor().")));
+				 errhint("%s", hint)));
 }
 
 /* Does an incarnation live? */
@@ -136,29 +140,47 @@ is_reached(const DgenAddress *address, Wanted wanted)
 	return is_running(address) == (wanted == WANT_RUNNING);
 }
 
-/* Look, and sleep between looks; false at the deadline.  SPI is connected. */
+/* Before a look: what is announced from here on ends the next nap.  True if it is announced. */
+static bool
+ready_to_look(const DgenAddress *address, bool announced)
+{
+	bool		told;
+
+	/* which ends our entry among the waiters, too */
+	SPI_commit();
+	told = announced && !RecoveryInProgress() && dgen_waiter_add(DGEN_WAIT_STATE, address->hash);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	return told;
+}
+
+/* Sleep until it is time to look again; false at the deadline. */
+static bool
+nap(bool told, TimestampTz deadline)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	long		ms = TimestampDifferenceMilliseconds(now, deadline);
+
+	if (now >= deadline)
+		return false;
+	InvalidateCatalogSnapshot();
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 Min(ms, told ? RECHECK_MS : POLL_MS), PG_WAIT_EXTENSION);
+	return true;
+}
+
+/* False at the deadline.  SPI is connected. */
 static bool
 wait_for(const DgenAddress *address, Wanted wanted, TimestampTz deadline)
 {
 	for (;;)
 	{
-		bool		told;
-		long		ms;
+		bool		told = ready_to_look(address, wanted != WANT_IDLE);
 
-		/* which ends our entry among the waiters, too */
-		SPI_commit();
-		told = wanted != WANT_IDLE && !RecoveryInProgress() &&
-			dgen_waiter_add(DGEN_WAIT_STATE, address->hash);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
 		if (is_reached(address, wanted))
 			return true;
-		if (GetCurrentTimestamp() >= deadline)
+		if (!nap(told, deadline))
 			return false;
-		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
-		InvalidateCatalogSnapshot();
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 Min(ms, told ? RECHECK_MS : POLL_MS), PG_WAIT_EXTENSION);
 	}
 }
 
@@ -171,7 +193,7 @@ dgen_wait_server(PG_FUNCTION_ARGS)
 	Wanted		wanted;
 	int64		timeout;
 
-	check_can_commit(fcinfo);
+	check_can_commit(fcinfo, "wait_server", "CALL it by itself; in a handler, use dgen.monitor().");
 	dgen_address_arg(fcinfo, 0, &address);
 	wanted = wanted_argument(fcinfo, 1);
 	if (dgen_arg_interval(fcinfo, 2, "timeout", true, &timeout))
@@ -188,4 +210,66 @@ dgen_wait_server(PG_FUNCTION_ARGS)
 	dgen_waiter_remove();
 	SPI_finish();
 	PG_RETURN_VOID();
+}
+
+/* Wait for another version than the known one; the state goes to the given context. */
+static void
+wait_for_change(const DgenAddress *address, int64 known, TimestampTz deadline,
+				MemoryContext result, int64 *version, Jsonb **state)
+{
+	MemoryContext cxt = AllocSetContextCreate(CurrentMemoryContext, "dgen wait", ALLOCSET_SMALL_SIZES);
+	bool		found = false;
+	bool		told;
+
+	do
+	{
+		MemoryContext old;
+
+		told = ready_to_look(address, true);
+		old = MemoryContextSwitchTo(cxt);
+		/* the right may have been taken away meanwhile */
+		dgen_module_check_read(dgen_module_get(address->module, false));
+		found = dgen_state_read(address->text, known, true, version, state);
+		MemoryContextSwitchTo(result);
+		if (found && *state != NULL)
+			*state = memcpy(palloc(VARSIZE(*state)), *state, VARSIZE(*state));
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(cxt);
+	} while (!found && nap(told, deadline));
+}
+
+/*
+ * CALL wait_change(server text, INOUT version bigint, timeout interval,
+ * INOUT state jsonb).  At the timeout the version is the one given.
+ */
+Datum
+dgen_wait_change(PG_FUNCTION_ARGS)
+{
+	MemoryContext result = CurrentMemoryContext;
+	TimestampTz deadline = DT_NOEND;
+	int64		version = PG_ARGISNULL(1) ? 0 : PG_GETARG_INT64(1);
+	Jsonb	   *state = NULL;
+	DgenAddress address;
+	TupleDesc	desc;
+	Datum		values[2];
+	bool		nulls[2];
+	int64		timeout;
+
+	check_can_commit(fcinfo, "wait_change", "CALL it by itself, or use dgen.wait_state().");
+	dgen_address_arg(fcinfo, 0, &address);
+	if (dgen_arg_interval(fcinfo, 2, "timeout", true, &timeout))
+		deadline = GetCurrentTimestamp() + timeout;
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+
+	SPI_connect_ext(SPI_OPT_NONATOMIC);
+	wait_for_change(&address, version, deadline, result, &version, &state);
+	dgen_waiter_remove();
+	SPI_finish();
+
+	values[0] = Int64GetDatum(version);
+	nulls[0] = version == 0;
+	values[1] = PointerGetDatum(state);
+	nulls[1] = state == NULL;
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }

@@ -102,6 +102,7 @@ FROM (VALUES
   ('history', '''all'''),
   ('history', '''100 versions'''),
   ('history', '''10'''),	-- it is ephemeral
+  ('notify', '''modules'''),
   ('search_path', ''''''),
   ('search_path', '''a,,b'''),
   ('timezone', '''Nowhere/Land'''),
@@ -122,6 +123,14 @@ FROM (VALUES
 -- none of which changed anything
 SELECT on_stop, isolation, handler_timeout, schema_name, search_path
   FROM dgen.modules WHERE module = 'modules';
+
+-- a channel
+SELECT dgen.alter_module('modules', ephemeral => false, notify => 'Changed "modules"') -> 'module';
+SELECT notify FROM dgen.modules WHERE module = 'modules';
+SELECT pg_temp.try(format('SELECT dgen.alter_module(%L, notify => %L)', 'modules', repeat('n', 64)));
+SELECT pg_temp.try($$SELECT dgen.alter_module('modules', ephemeral => true)$$);
+SELECT dgen.alter_module('modules', ephemeral => true, notify => '') -> 'module';
+SELECT notify FROM dgen.modules WHERE module = 'modules';
 
 --
 -- Names

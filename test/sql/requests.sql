@@ -191,6 +191,42 @@ SELECT version = :v + 1, state FROM dgen.wait_state('requests/f', after_version 
 SELECT pg_temp.error(format('SELECT dgen.wait_state(''requests/f'', %s)', :v + 1));
 ROLLBACK;
 
+SELECT count(*) FROM dgen.wait_state('requests/unknown', after_version => -1, timeout => '20 ms');
+
+--
+-- wait_change: the same in a procedure, and any change
+--
+SELECT dgen.replace_state('requests/f', '{"round": 1}') - :v;
+CALL dgen.wait_change('requests/f', :v) \gset now_
+SELECT :now_version - :v, :'now_state';
+SELECT dgen.replace_state('requests/f', jsonb_build_object('large', repeat('x', 5000))) > 0;
+CALL dgen.wait_change('requests/f', version => :v) \gset now_
+SELECT :now_version - :v, length(:'now_state'::jsonb ->> 'large');
+CALL dgen.wait_change('requests/f', state => '"ignored"') \gset again_
+SELECT :again_version = :now_version, :'again_state' = :'now_state';
+-- nothing new: the version that was given, and no state
+CALL dgen.wait_change('requests/unknown', timeout => '20 ms');
+CALL dgen.wait_change('requests/unknown', 17);
+CALL dgen.wait_change('requests/f', :now_version, '20 ms') \gset again_
+SELECT :again_version = :now_version;
+\echo :again_state
+SELECT dgen.delete('requests/f');
+CALL dgen.wait_change('requests/f', :now_version);
+CALL dgen.wait_change(NULL);
+CALL dgen.wait_change('requests/f', timeout => '-1 s');
+CALL dgen.wait_change('regress_dgen_nowhere/f');
+SELECT pg_temp.try($$CALL dgen.wait_change('requests/f')$$);
+BEGIN;
+CALL dgen.wait_change('requests/f');
+ROLLBACK;
+RESET ROLE;
+CREATE ROLE regress_dgen_reader;
+SET ROLE regress_dgen_reader;
+CALL dgen.wait_change('requests/g', timeout => '10 ms');
+RESET ROLE;
+DROP ROLE regress_dgen_reader;
+SET ROLE regress_dgen_requests;
+
 --
 -- A caller's deadline, as its handler and those that this one calls see it
 --

@@ -1,0 +1,254 @@
+"""Following a state: NOTIFY of a module with option notify, dgen.wait_change,
+logical decoding, and examples/follow, which does it in a browser."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import psycopg
+import pytest
+
+from bouncer import Bouncer, find_pgbouncer
+from cluster import wait_for
+from common import value, wait_idle
+
+SETUP = """
+    CREATE EXTENSION dgen;
+    CREATE SCHEMA box;
+    CREATE FUNCTION box.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb)
+      LANGUAGE plpgsql AS $$
+    BEGIN
+      IF request = '"exit"' THEN
+        PERFORM dgen.exit('done');
+      ELSE
+        state := request;
+      END IF;
+    END $$;
+    CREATE FUNCTION box.handle_cast(message jsonb, state jsonb) RETURNS jsonb
+      LANGUAGE sql AS $$ SELECT $1 $$;
+    SET client_min_messages = error;
+    SELECT dgen.create_module('box', notify => 'Box changed', invoke_isolation => 'any');"""
+
+
+class Listener:
+    """What has been announced so far, as {server: [versions]}, and the modules."""
+
+    def __init__(self, cluster, channel='"Box changed"'):
+        self.conn = cluster.connect()
+        self.conn.add_notify_handler(self.hear)
+        self.conn.execute("LISTEN " + channel)
+        self.versions = {}
+        self.modules = []
+
+    def hear(self, notice):
+        news = json.loads(notice.payload)
+        if "module" in news:
+            assert set(news) == {"module"}
+            self.modules.append(news["module"])
+        else:
+            assert set(news) == {"server", "version"}
+            self.versions.setdefault(news["server"], []).append(news["version"])
+
+    def heard(self, server, version):
+        """Has this been announced as the last of the server?"""
+        self.conn.execute("SELECT 1")
+        return self.versions.get(server, [0])[-1] == version
+
+    def wait(self, server, version):
+        wait_for(lambda: self.heard(server, version), 20,
+                 message="version %s of %s is not announced: %s" % (version, server, self.versions))
+
+
+@pytest.fixture(scope="module")
+def boxes(shared_cluster):
+    shared_cluster.psql(SETUP.replace("CREATE EXTENSION dgen;", ""))
+    with shared_cluster.connect() as conn:
+        conn.execute("SET client_min_messages = error")
+        conn.cluster = shared_cluster
+        yield conn
+
+
+def test_ids_are_announced(boxes):
+    listener = Listener(boxes.cluster)
+    boxes.execute("""SELECT dgen.call('box/a "b"', '"secret"')""")
+    listener.wait('box/a "b"', 1)
+    boxes.execute("""SELECT dgen.call('box/a "b"', '"secret"')""")     # the same state
+    boxes.execute("""SELECT dgen.replace_state('box/a "b"', '"secret 2"')""")
+    listener.wait('box/a "b"', 2)
+    boxes.execute("""SELECT dgen.call('box/a "b"', '"exit"')""")
+    listener.wait('box/a "b"', 2)
+    boxes.execute("""SELECT dgen.delete('box/a "b"')""")
+    listener.wait('box/a "b"', None)
+
+
+def test_only_what_commits(boxes):
+    """And what a savepoint's rollback leaves, under the version that it has then."""
+    listener = Listener(boxes.cluster)
+    boxes.execute("""
+        BEGIN;
+        SELECT dgen.invoke('box/undone', '1');
+        ROLLBACK;
+        BEGIN;
+        SELECT dgen.invoke('box/half', '1');
+        SAVEPOINT a;
+        SELECT dgen.invoke('box/half', '2');
+        SELECT dgen.invoke('box/undone', '1');
+        ROLLBACK TO a;
+        SAVEPOINT b;
+        SELECT dgen.invoke('box/kept', '1');
+        RELEASE b;
+        COMMIT;
+        SELECT dgen.call('box/last', '1');""")
+    listener.wait("box/last", 1)
+    assert listener.versions == {"box/half": [1], "box/kept": [1], "box/last": [1]}
+    boxes.execute("BEGIN; SELECT dgen.invoke('box/half', '3'); PREPARE TRANSACTION 'half'")
+    boxes.execute("COMMIT PREPARED 'half'")
+    boxes.execute("SELECT dgen.call('box/last', '2')")
+    listener.wait("box/last", 2)
+    assert listener.versions["box/half"] == [1]
+
+
+def test_off_and_on(boxes):
+    listener = Listener(boxes.cluster)
+    boxes.execute("SELECT dgen.alter_module('box', notify => '')")
+    boxes.execute("SELECT dgen.call('box/quiet', '1')")
+    boxes.execute("SELECT dgen.alter_module('box', notify => 'Box changed')")
+    boxes.execute("SELECT dgen.call('box/loud', '1')")
+    listener.wait("box/loud", 1)
+    assert "box/quiet" not in listener.versions
+
+
+def test_many_changes_are_few_announcements(boxes):
+    """At most each 50 ms a server; its last version is announced in any case."""
+    listener = Listener(boxes.cluster)
+    started = time.monotonic()
+    for i in range(500):
+        boxes.execute("SELECT dgen.cast('box/busy', to_jsonb(%s))", (i,))
+    wait_idle(boxes)
+    took = time.monotonic() - started
+    version = value(boxes, "SELECT version FROM dgen.servers WHERE server = 'box/busy'")
+    listener.wait("box/busy", version)
+    assert len(listener.versions["box/busy"]) <= (took + 20) / 0.05
+    assert listener.versions["box/busy"] == sorted(set(listener.versions["box/busy"]))
+
+
+def test_without_keeper(boxes):
+    """What changes while no keeper is there is announced by the next one; what
+    finds no room in the table, by the name of the module."""
+    listener = Listener(boxes.cluster)
+    pid, = boxes.cluster.processes("dgen keeper")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        boxes.execute("SELECT dgen.call('box/stopped', '1')")
+        boxes.execute("""SELECT dgen.cast_many((SELECT jsonb_agg(jsonb_build_object(
+                           'server', 'box/' || i, 'message', i)) FROM generate_series(1, 3000) i))""")
+        wait_for(lambda: value(boxes, "SELECT count(*) FROM dgen.servers WHERE server ~ '^box/[0-9]+$'") == 3000, 60)
+        assert not listener.heard("box/stopped", 1)
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGCONT)
+    listener.wait("box/stopped", 1)
+    # of 1024 places, some servers found none
+    wait_for(lambda: listener.heard("box/stopped", 1) and listener.modules, 20)
+    assert listener.modules == ["box"]
+    # and all is as before
+    boxes.execute("SELECT dgen.call('box/after', '1')")
+    listener.wait("box/after", 1)
+    assert listener.modules == ["box"]
+
+
+def test_queue_that_fills_up(cluster):
+    """A listener that does not read stops nobody; announcements wait until there is room."""
+    if cluster.build.major < 17:
+        pytest.skip("the size of the queue can be set from PostgreSQL 17 on")
+    cluster.configure({"max_notify_queue_pages": 64})
+    cluster.restart()
+    cluster.psql(SETUP)
+    with cluster.connect() as stuck, cluster.connect() as conn:
+        stuck.execute("LISTEN noise")
+        stuck.execute("BEGIN")
+        stuck.execute("SELECT 1")
+        while value(conn, "SELECT pg_notification_queue_usage()") <= 0.55:
+            conn.execute("SELECT pg_notify('noise', repeat('x', 4000) || i) FROM generate_series(1, 5) i")
+        listener = Listener(cluster)
+        conn.execute("SELECT dgen.call('box/a', '1')")
+        usage = value(conn, "SELECT pg_notification_queue_usage()")
+        time.sleep(0.2)         # several times the interval
+        assert not listener.heard("box/a", 1)
+        assert value(conn, "SELECT pg_notification_queue_usage()") == usage
+        stuck.execute("ROLLBACK")
+        listener.wait("box/a", 1)
+
+
+def test_wait_change_keeps_no_snapshot(boxes):
+    """While it waits, its backend holds back nobody's VACUUM; a change wakes it at once,
+    and so does the end of the server."""
+    boxes.execute("SELECT dgen.call('box/w', '{\"n\": 1}')")
+    with boxes.cluster.connect() as waiting:
+        pid = waiting.info.backend_pid
+        found = []
+
+        def wait():
+            for version in 1, 2:
+                found.append(waiting.execute("CALL dgen.wait_change('box/w', %s::int, timeout => '1 min')",
+                                             (version,)).fetchone())
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        asleep = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event = 'Extension' AND "
+        wait_for(lambda: value(boxes, asleep + "state = 'active'", pid) == 1)
+        for _ in range(30):
+            assert value(boxes, asleep + "(backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)", pid) == 0
+            time.sleep(0.05)
+        assert not found
+        boxes.execute("SELECT dgen.call('box/w', '{\"n\": 2}')")
+        wait_for(lambda: len(found) == 1)
+        wait_for(lambda: value(boxes, asleep + "state = 'active'", pid) == 1)
+        boxes.execute("SELECT dgen.delete('box/w')")
+        thread.join(20)
+        assert found == [(2, {"n": 2}), (None, None)]
+
+
+def test_wait_change_loses_its_right(boxes):
+    """The right to read is asked for again with each look."""
+    boxes.execute("""
+        CREATE ROLE follower LOGIN;
+        CREATE ROLE readers ROLE follower;
+        SELECT dgen.alter_module('box', readers => 'readers')""")
+    boxes.execute("SELECT dgen.call('box/r', '1')")
+    failed = []
+    with boxes.cluster.connect(user="follower") as waiting:
+        assert waiting.execute("CALL dgen.wait_change('box/r')").fetchone() == (1, 1)
+
+        def wait():
+            try:
+                waiting.execute("CALL dgen.wait_change('box/r', 1)")
+            except psycopg.Error as e:
+                failed.append(e.sqlstate)
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        wait_for(lambda: value(boxes, "SELECT wait_event FROM pg_stat_activity WHERE pid = %s",
+                               waiting.info.backend_pid) == "Extension")
+        boxes.execute("REVOKE readers FROM follower")
+        boxes.execute("SELECT dgen.call('box/r', '2')")
+        thread.join(20)
+    assert failed == ["42501"]
+
+
+def test_wait_change_through_a_pooler(boxes):
+    """One statement, which keeps nothing in the session."""
+    if find_pgbouncer() is None:
+        pytest.skip("there is no pgbouncer")
+
+    def change():
+        with psycopg.connect(**bouncer.conninfo()) as other:
+            other.execute("SELECT dgen.call('box/p', '2')")
+    with Bouncer(boxes.cluster) as bouncer, \
+            psycopg.connect(**bouncer.conninfo(), autocommit=True, prepare_threshold=None) as conn:
+        boxes.execute("SELECT dgen.call('box/p', '1')")
+        assert conn.execute("CALL dgen.wait_change(%s)", ("box/p",)).fetchone() == (1, 1)
+        timer = threading.Timer(0.2, change)
+        timer.start()
+        assert conn.execute("CALL dgen.wait_change(%s, %s::bigint, '20 s')", ("box/p", 1)).fetchone() == (2, 2)
+        timer.join()
