@@ -1,9 +1,15 @@
 """Following a state: NOTIFY of a module with option notify, dgen.wait_change,
 logical decoding, and examples/follow, which does it in a browser."""
 
+import importlib.util
 import json
 import os
+import random
+import shutil
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,8 +17,9 @@ import psycopg
 import pytest
 
 from bouncer import Bouncer, find_pgbouncer
-from cluster import wait_for
-from common import value, wait_idle
+from build import TOP, clean_environment
+from cluster import free_port, wait_for
+from common import seed_of, value, wait_idle
 
 SETUP = """
     CREATE EXTENSION dgen;
@@ -252,3 +259,221 @@ def test_wait_change_through_a_pooler(boxes):
         timer.start()
         assert conn.execute("CALL dgen.wait_change(%s, %s::bigint, '20 s')", ("box/p", 1)).fetchone() == (2, 2)
         timer.join()
+
+
+# --- logical decoding
+
+LOGICAL = """
+    CREATE EXTENSION dgen;
+    CREATE SCHEMA "big box";
+    CREATE FUNCTION "big box".handle_cast(message jsonb, state jsonb) RETURNS jsonb
+      LANGUAGE sql AS $$ SELECT $2 || $1 $$;
+    SET client_min_messages = error;
+    SELECT dgen.create_module('big box', schema_name => 'big box', invoke_isolation => 'any');
+    CREATE SCHEMA other;
+    CREATE FUNCTION other.handle_cast(message jsonb, state jsonb) RETURNS jsonb
+      LANGUAGE sql AS $$ SELECT $2 || $1 $$;
+    SELECT dgen.create_module('other');"""
+
+
+def example(name):
+    path = os.path.join(TOP, "examples", "follow", name + ".py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_decode(cluster, request):
+    """examples/follow/decode.py: its copy of the states is what the states are, with
+    patches and folds, over deletions and restarts, and the slot keeps no WAL then."""
+    chance = random.Random(seed_of(request))
+    cluster.configure({"wal_level": "logical"})
+    cluster.restart()
+    cluster.psql(LOGICAL)
+    decode = example("decode")
+    seen, patched = {}, 0
+
+    def follow(copy):
+        for server, version, state in copy.changes():
+            if version is None:
+                seen.pop(server, None)
+            else:
+                assert server not in seen or seen[server][0] < version, server
+                seen[server] = version, state
+
+    def work(conn, rounds):
+        for _ in range(rounds):
+            server = "big box/%d" % chance.randrange(5)
+            key = "k%d" % chance.randrange(20)
+            text = "%0*x" % (chance.choice((10, 10, 10, 3000)), chance.getrandbits(10000))
+            conn.execute("SELECT dgen.cast(%s, jsonb_build_object(%s::text, %s::text))", (server, key, text))
+            if chance.random() < 0.1:
+                conn.execute("SELECT dgen.cast('other/1', '{}')")
+            if chance.random() < 0.05:
+                wait_idle(conn)
+                conn.execute("SELECT dgen.delete(%s)", (server,))
+        wait_idle(conn)
+
+    def compare(conn, copy):
+        follow(copy)
+        now = dict((server, (version, state)) for server, version, state in conn.execute(
+            "SELECT server, version, dgen.state(server) FROM dgen.servers WHERE module = 'big box'"))
+        assert seen == now
+
+    with cluster.connect() as conn:
+        conn.execute("SET client_min_messages = error")
+        work(conn, 40)
+        for _ in range(3):
+            with cluster.connect() as own:
+                copy = decode.Copy(own, "big box")
+                seen = copy.begin()
+                assert all(server.startswith("big box/") for server in seen)
+                compare(conn, copy)
+                for _ in range(3):
+                    work(conn, 40)
+                    compare(conn, copy)
+                patched += sum(map(len, copy.patches.values()))
+            work(conn, 40)      # while nobody follows
+        with cluster.connect() as own:
+            copy = decode.Copy(own, "big box")
+            seen = copy.begin()
+            conn.execute("CREATE TABLE noise AS SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
+            compare(conn, copy)
+            assert value(conn, "SELECT pg_current_wal_lsn() - confirmed_flush_lsn < 100000 FROM pg_replication_slots")
+            copy.drop()
+        assert value(conn, "SELECT count(*) FROM pg_replication_slots") == 0
+    assert patched > 0
+
+
+# --- the page
+
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--disable-dev-shm-usage")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="there is no python3-selenium")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("there is no chromium with its driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.add_argument("--user-data-dir=%s" % tmp_path_factory.mktemp("chromium"))
+    browser = webdriver.Chrome(service=webdriver.chrome.service.Service(driver), options=options)
+    yield browser
+    browser.quit()
+
+
+class Page:
+    """examples/follow/server.py, and its page in the browser."""
+
+    def __init__(self, browser, conninfo, *arguments):
+        self.browser = browser
+        self.port = free_port()
+        env = dict(clean_environment(), PGHOST=conninfo["host"], PGPORT=str(conninfo["port"]),
+                   PGUSER=conninfo["user"], PGDATABASE=conninfo["dbname"])
+        self.server = subprocess.Popen(
+            [sys.executable, "-B", os.path.join(TOP, "examples", "follow", "server.py"), "parcel",
+             "--port", str(self.port), *arguments], env=env, stdout=subprocess.DEVNULL)
+
+    def __enter__(self):
+        wait_for(self.load, 30, message="the page does not come")
+        return self
+
+    def __exit__(self, *error):
+        self.browser.get("about:blank")
+        self.server.terminate()
+        try:
+            self.server.wait(10)
+        finally:
+            self.server.kill()
+
+    def load(self):
+        assert self.server.poll() is None, "the server of the page has ended"
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        except OSError:
+            return False
+        self.browser.get("http://127.0.0.1:%d/" % self.port)
+        return True
+
+    def text(self, name):
+        return self.browser.execute_script("return document.getElementById(arguments[0]).textContent", name)
+
+    def follow(self, server):
+        click = """
+            for (const button of document.querySelectorAll("#servers button"))
+                if (button.textContent === arguments[0]) { button.click(); return true; }
+            return false;"""
+        wait_for(lambda: self.browser.execute_script(click, server), 20, message="%s is not listed" % server)
+
+    def wait(self, version, state):
+        wait_for(lambda: self.text("version") == version and
+                 (json.loads(self.text("state")) if self.text("state") else None) == state, 20,
+                 message="not shown: %s %s" % (version, state))
+
+
+HOSTILE = """<img src=x onerror="document.title='owned'"><script>document.title='owned'</script>\n\ndata: {}"""
+
+
+def see_changes(page, conn):
+    """A list; a click; and what changes is seen without a reload."""
+    page.browser.execute_script("window.loadedOnce = true")
+    page.follow("parcel/1")
+    page.wait("version 2", {"at": "Lyon", "moves": 2})
+    conn.execute("SELECT dgen.call('parcel/1', '{\"move to\": \"Kyiv\"}')")
+    page.wait("version 3", {"at": "Kyiv", "moves": 3})
+    # masked
+    conn.execute("SELECT dgen.replace_state('parcel/1', '{\"at\": \"Lima\", \"recipient\": \"secret\"}')")
+    page.wait("version 4", {"at": "Lima"})
+    # neither a state nor a key is taken for HTML, nor for events
+    hostile = "parcel/" + HOSTILE.replace("\n", " ")
+    conn.execute("SELECT dgen.call(%s, jsonb_build_object('move to', %s::text))", (hostile, HOSTILE))
+    page.follow(hostile)
+    page.wait("version 1", {"at": HOSTILE, "moves": 1})
+    assert page.text("server") == hostile
+    assert page.browser.title == "Servers"
+    assert page.browser.find_elements("css selector", "img, #servers script, #state *, #server *") == []
+    # the end of a server, and another page
+    page.follow("parcel/2")
+    page.wait("version 1", {"at": "Oslo", "moves": 1})
+    conn.execute("SELECT dgen.delete('parcel/2')")
+    page.wait("There is no such server.", None)
+    conn.execute("SELECT dgen.call('parcel/2', '{\"move to\": \"Bonn\"}')")
+    page.wait("version 1", {"at": "Bonn", "moves": 1})
+    conn.execute("SELECT dgen.delete(%s)", (hostile,))
+    assert page.browser.execute_script("return window.loadedOnce")
+
+
+@pytest.fixture
+def parcels(cluster, browser):
+    pytest.importorskip("aiohttp", reason="there is no python3-aiohttp")
+    cluster.psql_file(os.path.join(TOP, "examples", "follow", "follow.sql"))
+    with cluster.connect() as conn:
+        conn.cluster = cluster
+        yield conn
+
+
+def test_page(parcels, browser):
+    with Page(browser, parcels.cluster.conninfo()) as page:
+        see_changes(page, parcels)
+        # its connections are lost: it makes new ones, and shows what it missed
+        page.follow("parcel/1")
+        page.wait("version 4", {"at": "Lima"})
+        parcels.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                        "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'")
+        parcels.execute("SELECT dgen.call('parcel/1', '{\"move to\": \"Suva\"}')")
+        page.wait("version 5", {"at": "Suva", "moves": None})
+
+
+def test_page_through_a_pooler(parcels, browser):
+    if find_pgbouncer() is None:
+        pytest.skip("there is no pgbouncer")
+    parcels.execute("SELECT dgen.alter_module('parcel', notify => '')")
+    with Bouncer(parcels.cluster) as bouncer, Page(browser, bouncer.conninfo(), "--pooler") as page:
+        see_changes(page, parcels)

@@ -25,6 +25,11 @@ need_packages() {
             psycopg2) "$PYTHON" -c 'import psycopg2' 2>/dev/null || missing+=(python3-psycopg2) ;;
             sqlalchemy) "$PYTHON" -c 'import sqlalchemy' 2>/dev/null || missing+=(python3-sqlalchemy) ;;
             django) "$PYTHON" -c 'import django' 2>/dev/null || missing+=(python3-django) ;;
+            aiohttp) "$PYTHON" -c 'import aiohttp' 2>/dev/null || missing+=(python3-aiohttp) ;;
+            selenium) "$PYTHON" -c 'import selenium' 2>/dev/null || missing+=(python3-selenium) ;;
+            chromium)
+                command -v chromium >/dev/null || missing+=(chromium)
+                command -v chromedriver >/dev/null || missing+=(chromium-driver) ;;
             pgbouncer) PATH=$PATH:/usr/sbin command -v pgbouncer >/dev/null || missing+=(pgbouncer) ;;
             node) command -v node >/dev/null || missing+=(nodejs) ;;
             npm) command -v npm >/dev/null || missing+=(npm) ;;
