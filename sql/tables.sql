@@ -354,7 +354,8 @@ CREATE INDEX letter_failed_idx ON dgen.letter (failed_at);
 /*
  * Replies that outlive their activation: to send_request, and to calls with
  * a request_key.  id: the request's message id, or for a call a value of the
- * same sequence.  Exactly one of reply and error is set.
+ * same sequence.  Of reply and error one is set, or neither while the handler's reply
+ * is yet to come.
  */
 CREATE TABLE dgen.reply (
 	id bigint NOT NULL,

@@ -22,7 +22,7 @@ typedef struct BatchItem
 	int			server;			/* index into servers */
 	DgenMessage *msg;			/* or NULL: */
 	int			call;			/* index into calls */
-	int			attempts;		/* failures so far, those of the environment too */
+	bool		failed;			/* it has a row in dgen.attempt, be it that it was to be tried later */
 	bool		consumed;		/* its row is deleted, or the call answered */
 	DgenCall   *kept;			/* for which msg stands, while it runs */
 } BatchItem;

@@ -45,7 +45,6 @@ typedef struct Lane
 typedef struct FailedMessage
 {
 	int64		id;
-	int			attempts;
 	TimestampTz next_at;
 } FailedMessage;
 
@@ -133,8 +132,6 @@ read_failed(Batch *b, DgenServer *server, Snapshot snapshot)
 		bool		isnull;
 
 		f->id = DatumGetInt64(heap_getattr(tuple, 1, desc, &isnull));
-		f->attempts = DatumGetInt32(heap_getattr(tuple, 3, desc, &isnull)) +
-			DatumGetInt32(heap_getattr(tuple, 4, desc, &isnull));
 		f->next_at = DatumGetTimestampTz(heap_getattr(tuple, 5, desc, &isnull));
 		failed = lappend(failed, f);
 		CHECK_FOR_INTERRUPTS();
@@ -296,7 +293,7 @@ is_full(Batch *b)
 
 /* Add an item; false if the batch can take no more. */
 static bool
-add_item(Batch *b, int lease, DgenMessage *msg, int call, int server, int attempts)
+add_item(Batch *b, int lease, DgenMessage *msg, int call, int server, bool failed)
 {
 	BatchItem  *item = &b->items[b->nitems];
 
@@ -307,7 +304,7 @@ add_item(Batch *b, int lease, DgenMessage *msg, int call, int server, int attemp
 	item->server = server;
 	item->msg = msg;
 	item->call = call;
-	item->attempts = attempts;
+	item->failed = failed;
 	b->nitems++;
 	/* a call's request stays where it is, in shared memory */
 	if (msg != NULL)
@@ -402,7 +399,7 @@ judge_message(Batch *b, BatchLease *lease, DgenMessage *msg, FailedMessage *f)
 static bool
 add_message(Batch *b, int leaseno, DgenMessage *msg, int server, FailedMessage *f)
 {
-	if (!add_item(b, leaseno, msg, -1, server, f ? f->attempts : 0))
+	if (!add_item(b, leaseno, msg, -1, server, f != NULL))
 		return false;
 	/* it runs alone */
 	if (f != NULL || dgen_hand_suspect(MyDatabaseId, msg->id))
@@ -492,7 +489,7 @@ plan_normal(Batch *b, int leaseno, Lane *lane, int *call, Snapshot snapshot, boo
 			return false;
 		if (lane->blocked)
 			return true;
-		if (!add_item(b, leaseno, NULL, *call, server, 0))
+		if (!add_item(b, leaseno, NULL, *call, server, false))
 			return false;
 		*call = next_call(b, leaseno, *call);
 		return true;

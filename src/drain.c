@@ -93,13 +93,24 @@ finish_message(DgenActivation *act, DgenMessage *msg)
 		dgen_deferred_request(act->module, msg);
 }
 
-/* As a worker does: take it out of its table; false: it is not to be handled. */
+/* It is out of the mailbox; one that waited for its next attempt may be handled before. */
+static void
+forget_failures(DgenServer *server, DgenMessage *msg)
+{
+	if (!server->failing)
+		return;
+	dgen_attempt_delete(msg->id);
+	CommandCounterIncrement();
+	dgen_failure_settle(server);
+}
+
+/* As a worker does with one that is out of its table; false: it is not to be handled. */
 static bool
-take_current(DgenModule *module, DgenServer *server, DgenMessage *msg)
+is_current(DgenModule *module, DgenServer *server, DgenMessage *msg)
 {
 	struct DgenTimer *timer;
 
-	if (!take_message(msg) || dgen_timer_claim(msg, true, &timer) != DGEN_CLAIM_TAKEN ||
+	if (dgen_timer_claim(msg, true, &timer) != DGEN_CLAIM_TAKEN ||
 		msg->expires_at <= GetCurrentTimestamp() || !dgen_message_is_for(msg, server))
 		return false;
 	if (msg->kind == DGEN_KIND_TIMEOUT)
@@ -112,11 +123,11 @@ static bool
 handle(DgenModule *module, DgenTable *table, DgenServer *server, DgenMessage *msg)
 {
 	DgenActivation act;
-	bool		handled = false;
+	bool		taken = take_message(msg);
+	bool		handled = taken && is_current(module, server, msg);
 
-	if (take_current(module, server, msg))
+	if (handled)
 	{
-		handled = true;
 		if (msg->id == server->continue_id)
 		{
 			server->continue_id = 0;
@@ -130,11 +141,12 @@ handle(DgenModule *module, DgenTable *table, DgenServer *server, DgenMessage *ms
 		dgen_activation_run(&act);
 		PopActiveSnapshot();
 		finish_message(&act, msg);
-		dgen_attempt_delete(msg->id);
 		dgen_batch_keep(server);
 		if (module->ephemeral)
 			server->dirty = server->state_changed = server->erased = false;
 	}
+	if (taken)
+		forget_failures(server, msg);
 	dgen_server_write(table, server, NULL);
 	return handled;
 }

@@ -354,7 +354,7 @@ activate(Batch *b, BatchItem *item)
 	}
 	if (b->module->ephemeral)
 		server->dirty = server->state_changed = server->erased = false;
-	if (item->attempts > 0)
+	if (item->failed)
 		dgen_failure_forget(b, server, item->msg->id);
 	if (server->crashes > 0)
 	{
@@ -379,7 +379,7 @@ run_effect(Batch *b, BatchItem *item)
 	dgen_effect_run(&act, item->msg);
 	if (act.outcome != DGEN_HANDLED)
 		raise_directive(b, &act);
-	if (item->attempts > 0)
+	if (item->failed)
 		dgen_failure_forget(b, server, item->msg->id);
 	server->dirty = server->erased = false;
 }
@@ -552,7 +552,7 @@ run_item(Batch *b, int i)
 		if (item->msg != NULL)
 			dgen_hand_clear();
 	}
-	else if (item->consumed && item->attempts > 0)
+	else if (item->consumed && item->failed)
 		dgen_failure_forget(b, b->servers[item->server].server, item->msg->id);
 	dgen_worker_set_call(0, DGEN_NONE);
 	/* cursors that were left open; nothing of ours runs in a portal */

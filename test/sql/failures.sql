@@ -134,6 +134,7 @@ SELECT status, attempts, message FROM dgen.messages WHERE server = 'failures/e' 
 INSERT INTO failures.ready VALUES (now());
 SELECT dgen.wait_idle('failures/e');
 SELECT message FROM failures.log WHERE server = 'e' ORDER BY n;
+SELECT failing FROM dgen.servers WHERE server = 'failures/e';
 SELECT pg_temp.error($$SELECT dgen.call('failures/e', '{"do": "SELECT dgen.retry_after(NULL)"}')$$);
 SELECT dgen.cast('failures/e', '{"do": "SELECT dgen.retry_after(''-1 s'')"}') > 0;
 SELECT dgen.cast('failures/e', '{"do": "SELECT dgen.noreply()"}') > 0;
