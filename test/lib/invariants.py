@@ -1,0 +1,44 @@
+"""What holds of dgen's tables in every snapshot: invariants.sql, run.
+
+    assert violations(conn) == []
+
+Reads only, and so also works on a standby.  Where extension amcheck is, the
+indexes are checked against their tables, too."""
+
+import os
+import re
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+# that each row has an entry in each index, and each entry its place
+INDEXES = """
+    SELECT count(bt_index_check(i.indexrelid, true))
+    FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
+    JOIN pg_class t ON t.oid = i.indrelid
+    WHERE t.relnamespace = 'dgen'::regnamespace AND a.amname = 'btree' AND i.indisvalid"""
+
+
+def load(path):
+    """[(name, query)] of a file of that form."""
+    with open(path) as f:
+        parts = re.split(r"^-- name: (.*)$", f.read(), flags=re.M)
+    return [(name.strip(), query.strip().rstrip(";"))
+            for name, query in zip(parts[1::2], parts[2::2])]
+
+
+INVARIANTS = load(os.path.join(HERE, "invariants.sql"))
+
+
+def violations(conn, more=()):
+    """What is broken, as text; more: further (name, query).  An index that does
+    not agree with its table raises."""
+    found = []
+    with conn.transaction():
+        # one snapshot for all
+        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        for name, query in [*INVARIANTS, *more]:
+            for row in conn.execute(query).fetchall():
+                found.append("%s: %s" % (name, row))
+    if conn.execute("SELECT to_regprocedure('bt_index_check(regclass, boolean)')").fetchone()[0]:
+        conn.execute(INDEXES)
+    return found
