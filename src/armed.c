@@ -260,6 +260,7 @@ dgen_installed(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("only CREATE EXTENSION may call this function")));
 
+	dgen_guard_check_schema();
 	write_installation(&id);
 	if (dgen_shared != NULL)
 	{

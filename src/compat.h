@@ -103,6 +103,21 @@ typedef bool DgenUpdateIndexes;
 #define LockHeldByMeExactly(tag, mode) LockHeldByMe((tag), (mode))
 #endif
 
+/* 16: what rights a statement needs is apart from its range table */
+#if PG_VERSION_NUM >= 160000
+#include "nodes/parsenodes.h"
+typedef RTEPermissionInfo DgenPermissions;
+#define DGEN_CHECK_PERMS_ARGS List *rtable, List *permissions, bool ereport_on_violation
+#define DGEN_CHECK_PERMS_PASS rtable, permissions, ereport_on_violation
+#define DGEN_CHECK_PERMS_LIST permissions
+#else
+#include "nodes/parsenodes.h"
+typedef RangeTblEntry DgenPermissions;
+#define DGEN_CHECK_PERMS_ARGS List *rtable, bool ereport_on_violation
+#define DGEN_CHECK_PERMS_PASS rtable, ereport_on_violation
+#define DGEN_CHECK_PERMS_LIST rtable
+#endif
+
 /* libpq/libpq.h wants headers of GSSAPI where the server was built with it */
 extern bool pq_check_connection(void);
 

@@ -136,6 +136,7 @@ _PG_init(void)
 
 	dgen_shmem_install();
 	dgen_lifecycle_install();
+	dgen_guard_install();
 	dgen_launcher_register();
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);

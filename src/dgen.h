@@ -316,6 +316,8 @@ extern void dgen_module_check_send(DgenModule *module, DgenCallbackKind kind);
 extern void dgen_module_check_operate(DgenModule *module);
 extern void dgen_module_check_work(DgenModule *module);	/* member of the owner or of workers */
 extern bool dgen_module_may_operate(DgenModule *module);
+extern bool dgen_module_may_operate_as(DgenModule *module, Oid role);
+extern bool dgen_module_may_see(DgenModule *module);	/* do anything with it */
 extern bool dgen_module_may_read(DgenModule *module);
 extern void dgen_module_check_read(DgenModule *module);
 
@@ -411,6 +413,7 @@ enum
 
 /* true if CREATE EXTENSION dgen holds here, with a schema this library knows */
 extern bool dgen_extension_present(void);
+extern Oid	dgen_schema(void);	/* or InvalidOid */
 extern Oid	dgen_table_oid(DgenTableId id); /* raises OT017 without the extension */
 extern Oid	dgen_sequence_oid(const char *name);
 extern Oid	dgen_extension_owner(void);
@@ -1075,6 +1078,7 @@ extern void dgen_scope_say(DgenDirective what, const char *text, const Interval 
 extern void dgen_scope_act(const DgenAction *action, const char *function);
 extern void dgen_scope_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
 extern void dgen_scope_reset(void); /* at the end of a transaction */
+extern void dgen_scope_created(Oid classid, Oid object); /* may that be left behind? */
 /* the scope of work that is not one transaction, NULL: none any more */
 extern void dgen_scope_base(DgenScope *scope);
 
@@ -1407,9 +1411,10 @@ extern void dgen_batch_split(const char *why);	/* this activation must run alone
 extern PGDLLEXPORT void dgen_worker_main(Datum main_arg);
 
 /* --------------------------------------------------------------- invoke.c */
-/* a call in the caller's transaction; inlined: for tests, isolation is waived */
+/* a call in the caller's transaction; inlined: for tests */
 extern Jsonb *dgen_invoke_call(const DgenAddress *to, Jsonb *request, bool inlined);
 extern void dgen_check_isolation(DgenModule *module);
+extern void dgen_check_test_isolation(DgenModule *module);	/* waived for operators */
 
 /* ------------------------------------------------------------------ lock.c
  *
@@ -1520,6 +1525,7 @@ extern int64 dgen_monitor_drop(const char *module);
 
 /* ------------------------------------------------------------- registry.c */
 extern char *dgen_arg_name(FunctionCallInfo fcinfo, int argno, const char *what);
+extern bool dgen_is_visible(const char *address);	/* may the current user learn of it? */
 extern char *dgen_name_lookup(const char *name);	/* its address, or NULL */
 extern int64 dgen_registry_end(const char *address, bool forever);
 extern void dgen_check_alive(DgenModule *module, const DgenServer *server, const char *what);
@@ -1541,7 +1547,8 @@ extern bool dgen_timer_of(int64 id, char **server, char **sender_role);
 
 /* ----------------------------------------------------------------- reply.c */
 extern void dgen_reply_announce_rest(void); /* keeper, in a transaction */
-extern Jsonb *dgen_reply_by_key(const char *server, const char *key, int64 *request_hash);
+extern Jsonb *dgen_reply_by_key(const char *server, const char *key, const char *role,
+								Jsonb *request, bool *same);
 /* gives whoever waits for a message's reply what it is */
 extern void dgen_reply_to(DgenModule *module, DgenMessage *msg, Jsonb *reply);
 extern int64 dgen_request_hash(Jsonb *request);
@@ -1619,6 +1626,10 @@ extern void dgen_internal_settings(const char *application_name);
 
 /* ---------------------------------------------------------------- keeper.c */
 extern PGDLLEXPORT void dgen_keeper_main(Datum main_arg);
+
+/* ----------------------------------------------------------------- guard.c */
+extern void dgen_guard_install(void);	/* a check of rights on dgen's tables */
+extern void dgen_guard_check_schema(void);	/* at CREATE EXTENSION: it must be ours alone */
 
 /* ------------------------------------------------------------- lifecycle.c
  *

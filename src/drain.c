@@ -283,6 +283,7 @@ drain(const DgenAddress *to)
 		if (module == NULL || module->external || !find_message(&one, &msg))
 			continue;
 		dgen_module_check_running(module);
+		dgen_check_test_isolation(module);
 		(void) dgen_lease_take(msg.hash, true);
 		if (msg.kind == DGEN_KIND_EFFECT)
 		{

@@ -383,7 +383,7 @@ static bool
 is_answered(Look *look, DgenCall *call, dsa_pointer self)
 {
 	DgenError	err = {0};
-	int64		kept_hash;
+	bool		same;
 	Jsonb	   *kept;
 
 	if (call->id < dgen_ready_stopped(look->taken))
@@ -396,10 +396,11 @@ is_answered(Look *look, DgenCall *call, dsa_pointer self)
 	}
 	if (call->key_off == 0)
 		return false;
-	kept = dgen_reply_by_key(call->data, call->data + call->key_off, &kept_hash);
+	kept = dgen_reply_by_key(call->data, call->data + call->key_off, call->data + call->role_off,
+							 (Jsonb *) (call->data + call->request_off), &same);
 	if (kept == NULL)
 		return false;
-	if (kept_hash == dgen_request_hash((Jsonb *) (call->data + call->request_off)))
+	if (same)
 		answer_call(look, call, self, kept, NULL);
 	else
 	{

@@ -188,7 +188,8 @@ dgen_members(PG_FUNCTION_ARGS)
 		Datum		server = heap_getattr(tuple, COL_SERVER + 1, RelationGetDescr(table->rel), &isnull);
 
 		CHECK_FOR_INTERRUPTS();
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &server, &isnull);
+		if (dgen_is_visible(TextDatumGetCString(server)))
+			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &server, &isnull);
 	}
 	dgen_scan_end(scan);
 	dgen_table_close(table);

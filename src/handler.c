@@ -5,11 +5,13 @@
  *	  said.
  *
  * In a worker the process is the module's owner already.  Everywhere else the
- * callback runs under SECURITY_LOCAL_USERID_CHANGE as the owner, and under
- * SECURITY_RESTRICTED_OPERATION as well unless the owner may become the
- * caller anyway: what an owner's code could leave behind to run later as the
- * caller (deferred triggers before PostgreSQL 18, temporary objects, cursors)
- * it then either cannot leave, or gains nothing by.
+ * callback runs under SECURITY_LOCAL_USERID_CHANGE as the owner, so that it
+ * cannot change its role, and under SECURITY_RESTRICTED_OPERATION as well
+ * unless the owner may become the caller anyway: what an owner's code could
+ * leave behind to run later as the caller (deferred triggers before PostgreSQL
+ * 18, temporary objects, cursors) it then either cannot leave, or gains
+ * nothing by.  A superuser who has become the owner by SET ROLE counts as the
+ * caller, too: whatever runs later may RESET ROLE.
  *
  * A GUC nest level around each callback undoes what it sets.  In a worker the
  * module's search_path and TimeZone are the session's, set between
@@ -24,13 +26,20 @@
  */
 #include "dgen.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/objectaddress.h"
 #include "catalog/pg_type.h"
 #include "pgstat.h"
 #include "utils/acl.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/typcache.h"
 
 typedef struct DgenSaid
@@ -272,6 +281,17 @@ is_readonly(DgenCallbackKind kind)
 		kind == DGEN_ATTRIBUTES || kind == DGEN_FORMAT_STATUS || kind == DGEN_FORMAT_MESSAGE;
 }
 
+/* Would the owner's code gain by what it leaves behind for this session? */
+static bool
+must_restrict(Oid owner, Oid caller)
+{
+	Oid			session = GetSessionUserId();
+
+	if (caller != owner && !member_can_set_role(owner, caller))
+		return true;
+	return session != caller && superuser_arg(session) && !member_can_set_role(owner, session);
+}
+
 static void
 become_owner(DgenModule *module, DgenIdentity identity)
 {
@@ -279,10 +299,8 @@ become_owner(DgenModule *module, DgenIdentity identity)
 	int			sec_context;
 
 	GetUserIdAndSecContext(&caller, &sec_context);
-	if (caller != module->owner)
-		sec_context |= SECURITY_LOCAL_USERID_CHANGE;
-	if (identity == DGEN_AS_RESTRICTED ||
-		(caller != module->owner && !member_can_set_role(module->owner, caller)))
+	sec_context |= SECURITY_LOCAL_USERID_CHANGE;
+	if (identity == DGEN_AS_RESTRICTED || must_restrict(module->owner, caller))
 		sec_context |= SECURITY_RESTRICTED_OPERATION;
 	SetUserIdAndSecContext(module->owner, sec_context);
 
@@ -293,24 +311,70 @@ become_owner(DgenModule *module, DgenIdentity identity)
 								 GUC_ACTION_SAVE, true, 0, false);
 }
 
-/*
- * A restricted operation may not make temporary tables, but PostgreSQL lets
- * other objects through once the session has a temporary schema: and a domain
- * or function left there would run as the caller, who finds it before
- * pg_catalog's.
- */
 static void
-check_temporary_schema(DgenModule *module)
+refuse_temporary(DgenModule *module)
 {
-	if (!InSecurityRestrictedOperation() ||
-		(MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE) == 0)
-		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			 errmsg("callback of module \"%s\" used the temporary schema of its caller", module->name),
 			 errdetail("It runs for role \"%s\", which is not its owner's to become.",
 					   GetUserNameFromId(GetSessionUserId(), true)),
 			 errhint("Use permanent tables, or dgen.call(), whose worker has a temporary schema of its own.")));
+}
+
+/*
+ * A restricted operation may not make temporary tables, but PostgreSQL lets
+ * other objects through once the session has a temporary schema: and a domain
+ * or function left there would run as the caller, who finds it before
+ * pg_catalog's, or takes it for his own.
+ */
+static void
+check_temporary_schema(DgenModule *module)
+{
+	if (InSecurityRestrictedOperation() && (MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE) != 0)
+		refuse_temporary(module);
+}
+
+/* The schema of an object that was just made, and that catalog snapshots do not show yet. */
+static Oid
+schema_of_new(Oid classid, Oid object)
+{
+	AttrNumber	attno;
+	Relation	rel;
+	SysScanDesc scan;
+	ScanKeyData key;
+	HeapTuple	tuple;
+	Oid			schema = InvalidOid;
+
+	if (!is_objectclass_supported(classid) ||
+		(attno = get_object_attnum_namespace(classid)) == InvalidAttrNumber)
+		return InvalidOid;
+	rel = table_open(classid, AccessShareLock);
+	ScanKeyInit(&key, get_object_attnum_oid(classid), BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(object));
+	scan = systable_beginscan(rel, get_object_oid_index(classid), true, SnapshotSelf, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		bool		isnull;
+
+		schema = DatumGetObjectId(heap_getattr(tuple, attno, RelationGetDescr(rel), &isnull));
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return schema;
+}
+
+/*
+ * An object was made.  By its other name, pg_temp_3, the temporary schema is
+ * used without PostgreSQL's taking note, so look where it is.
+ */
+void
+dgen_scope_created(Oid classid, Oid object)
+{
+	if (dgen_scope != NULL && InSecurityRestrictedOperation() &&
+		isTempOrTempToastNamespace(schema_of_new(classid, object)))
+		refuse_temporary(dgen_scope->module);
 }
 
 /* ---------------------------------------------------------------- results */
@@ -567,8 +631,9 @@ static void
 leave(DgenScope *scope, Surroundings *before)
 {
 	dgen_scope = scope->up;
-	XactReadOnly = before->readonly;
 	AtEOXact_GUC(false, before->nest_level);
+	/* after the settings, of which it is one, as it was within the callback */
+	XactReadOnly = before->readonly;
 	SetUserIdAndSecContext(before->user, before->sec_context);
 	list_free_deep(scope->said);
 	pfree(scope);

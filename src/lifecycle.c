@@ -450,6 +450,8 @@ dgen_object_access(ObjectAccessType access, Oid classid, Oid object, int subid, 
 		if (dgen_batch_active() && function_leaves_in_session(object) != NULL)
 			dgen_batch_split(function_leaves_in_session(object));
 	}
+	else if (access == OAT_POST_CREATE)
+		dgen_scope_created(classid, object);
 	else if ((access == OAT_DROP || access == OAT_POST_ALTER) && classid == ExtensionRelationId)
 	{
 		if (object != get_extension_oid("dgen", true))

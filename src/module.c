@@ -874,26 +874,44 @@ dgen_module_state_callback(DgenModule *module, const char *state, bool missing_o
 
 /* ------------------------------------------------------------------ rights */
 
-/* Is the current user a member of a role that an option names? */
+/* Is a user a member of a role that an option names? */
 static bool
-member_of_named(const char *role_name)
+is_of_named(Oid user, const char *role_name)
 {
 	Oid			role = role_name ? get_role_oid(role_name, true) : InvalidOid;
 
-	return OidIsValid(role) && has_privs_of_role(GetUserId(), role);
+	return OidIsValid(role) && has_privs_of_role(user, role);
+}
+
+static bool
+is_of_owner(Oid user, DgenModule *module)
+{
+	return superuser_arg(user) ||
+		(OidIsValid(module->owner) && has_privs_of_role(user, module->owner));
+}
+
+static bool
+member_of_named(const char *role_name)
+{
+	return is_of_named(GetUserId(), role_name);
 }
 
 static bool
 member_of_owner(DgenModule *module)
 {
-	return superuser() ||
-		(OidIsValid(module->owner) && has_privs_of_role(GetUserId(), module->owner));
+	return is_of_owner(GetUserId(), module);
+}
+
+bool
+dgen_module_may_operate_as(DgenModule *module, Oid role)
+{
+	return is_of_owner(role, module) || is_of_named(role, module->operators);
 }
 
 bool
 dgen_module_may_operate(DgenModule *module)
 {
-	return member_of_owner(module) || member_of_named(module->operators);
+	return dgen_module_may_operate_as(module, GetUserId());
 }
 
 /* 42501 for want of membership in the owner or in the role of an option. */
@@ -1016,7 +1034,10 @@ dgen_module_check_read(DgenModule *module)
 		refuse_member(module, "read", "readers", module->readers);
 }
 
-/* Is the module in the views of the current user: may he do anything with it? */
+/*
+ * Is the module in the views of the current user, and may he learn where its
+ * servers are: may he do anything with it?
+ */
 bool
 dgen_module_may_see(DgenModule *module)
 {

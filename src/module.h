@@ -88,7 +88,6 @@ extern void dgen_module_lock(const char *name);
 extern DgenModule *dgen_module_build(const DgenModuleRow *row);
 pg_noreturn extern void dgen_module_missing(const char *name);
 extern void dgen_module_watch_rowtype(Oid relid);
-extern bool dgen_module_may_see(DgenModule *module);
 
 /* one function in_<state> */
 typedef struct DgenStateCallback

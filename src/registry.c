@@ -345,6 +345,15 @@ dgen_check_alive(DgenModule *module, const DgenServer *server, const char *what)
 					 quote_literal_cstr(server->address))));
 }
 
+/* May the current user learn of a server that it has a name, or is in a group? */
+bool
+dgen_is_visible(const char *address)
+{
+	DgenModule *module = dgen_module_of(address);
+
+	return module != NULL ? dgen_module_may_see(module) : superuser();
+}
+
 /* ---------------------------------------------------------------- register */
 
 static void
@@ -353,8 +362,10 @@ taken(const Registered *name)
 	ereport(ERROR,
 			(errcode(ERRCODE_DGEN_ALREADY_STARTED),
 			 errmsg("name \"%s\" is registered for another server", name->name),
+			 dgen_is_visible(name->server) ?
 			 errdetail("Server \"%s\" has it, since %s.", name->server,
-					   timestamptz_to_str(name->registered_at)),
+					   timestamptz_to_str(name->registered_at)) :
+			 errdetail("It is a server's that you may neither send to nor read."),
 			 errhint("Use another name, or take this one back by dgen.unregister(%s).",
 					 quote_literal_cstr(name->name))));
 }
@@ -503,7 +514,7 @@ dgen_whereis(PG_FUNCTION_ARGS)
 {
 	char	   *address = dgen_name_lookup(name_argument(fcinfo));
 
-	if (address == NULL)
+	if (address == NULL || !dgen_is_visible(address))
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(cstring_to_text(address));
 }

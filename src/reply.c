@@ -17,6 +17,7 @@
 #include "access/skey.h"
 #include "commands/async.h"
 #include "common/hashfn.h"
+#include "utils/acl.h"
 #include "utils/fmgrprotos.h"
 #include "utils/rel.h"
 
@@ -60,12 +61,25 @@ dgen_reply_store(DgenModule *module, int64 id, const char *server, const char *r
 	dgen_due_at_commit(now + module->reply_ttl);
 }
 
+/* May a role have the reply that was kept for another? */
+static bool
+may_have(const char *role, const char *requester)
+{
+	Oid			user = get_role_oid(role, true);
+	Oid			owner = get_role_oid(requester, true);
+
+	return strcmp(role, requester) == 0 ||
+		(OidIsValid(user) && OidIsValid(owner) && has_privs_of_role(user, owner));
+}
+
 /*
- * The kept reply of a call with this request_key, or NULL.  The server's
- * lease is held, so there is nobody else who might be writing one.
+ * The kept reply of a call with this request_key, or NULL.  same: it is to this
+ * request, of a role whose business it is.  The server's lease is held, so
+ * there is nobody else who might be writing one.
  */
 Jsonb *
-dgen_reply_by_key(const char *server, const char *key, int64 *request_hash)
+dgen_reply_by_key(const char *server, const char *key, const char *role, Jsonb *request,
+				  bool *same)
 {
 	DgenTable  *table = dgen_table_open(DGEN_T_REPLY, RowExclusiveLock);
 	ScanKeyData keys[2];
@@ -86,7 +100,8 @@ dgen_reply_by_key(const char *server, const char *key, int64 *request_hash)
 			DatumGetTimestampTz(values[COL_EXPIRES_AT]) <= GetCurrentTimestamp())
 			continue;
 		reply = (Jsonb *) PG_DETOAST_DATUM_COPY(values[COL_REPLY]);
-		*request_hash = nulls[COL_HASH] ? 0 : DatumGetInt64(values[COL_HASH]);
+		*same = !nulls[COL_HASH] && DatumGetInt64(values[COL_HASH]) == dgen_request_hash(request) &&
+			may_have(role, TextDatumGetCString(values[COL_ROLE]));
 	}
 	dgen_scan_end(scan);
 	dgen_table_close(table);

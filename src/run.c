@@ -122,12 +122,12 @@ answer_from_key(Batch *b, BatchItem *item, DgenServer *server)
 	DgenCall   *c = call_of(b, item);
 	const char *key = c->data + c->key_off;
 	Jsonb	   *request = (Jsonb *) (c->data + c->request_off);
-	int64		kept_hash;
-	Jsonb	   *kept = dgen_reply_by_key(server->address, key, &kept_hash);
+	bool		same;
+	Jsonb	   *kept = dgen_reply_by_key(server->address, key, c->data + c->role_off, request, &same);
 
 	if (kept == NULL)
 		return false;
-	if (kept_hash == dgen_request_hash(request))
+	if (same)
 		answer_reply(b, item, kept);
 	else
 	{
@@ -135,7 +135,7 @@ answer_from_key(Batch *b, BatchItem *item, DgenServer *server)
 
 		err.message = psprintf("request_key \"%s\" was used for another request to server \"%s\"",
 							   key, server->address);
-		err.detail = pstrdup("Its reply is kept for reply_ttl.");
+		err.detail = pstrdup("Its reply is kept for reply_ttl, for the role that called.");
 		err.hint = pstrdup("Use another key for another request.");
 		answer_failure(b, item, &err);
 	}

@@ -143,7 +143,8 @@ forget_schema(Datum arg, int cacheid, uint32 hashvalue)
 	version_fits = false;
 }
 
-static Oid
+/* The schema, or InvalidOid. */
+Oid
 dgen_schema(void)
 {
 	if (!callbacks_registered)

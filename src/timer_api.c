@@ -115,10 +115,21 @@ check_owner(const DgenTimer *timer)
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			 errmsg("permission denied for timer %lld of server \"%s\"",
-					(long long) timer->id, timer->server),
+			 errmsg("permission denied for timer %lld", (long long) timer->id),
 			 errdetail("It was set by another role."),
 			 errhint("Who set it, or an operator of the module, can replace or cancel it.")));
+}
+
+/* To those who may neither cancel a timer nor read its module it does not exist. */
+static bool
+may_know(const DgenTimer *timer)
+{
+	DgenModule *module;
+
+	if (is_role_or_operator(timer->server, timer->sender_role))
+		return true;
+	module = dgen_module_of(timer->server);
+	return module != NULL && dgen_module_may_read(module);
 }
 
 /* Is the handler that runs now the server's own?  Then the timer is its incarnation's. */
@@ -436,7 +447,7 @@ dgen_cancel_timer(PG_FUNCTION_ARGS)
 	dgen_check_may_send();
 	which_arguments(fcinfo, "cancel_timer", &which);
 	table = dgen_timer_open(RowExclusiveLock);
-	while (!done && find_timer(table, &which, &timer))
+	while (!done && find_timer(table, &which, &timer) && may_know(&timer))
 	{
 		check_owner(&timer);
 		done = dgen_timer_remove(table, &timer);
@@ -460,7 +471,7 @@ dgen_timer_cancel_id(int64 id)
 	bool		done = false;
 
 	CommandCounterIncrement();
-	while (!done && dgen_timer_find_id(table, id, &timer))
+	while (!done && dgen_timer_find_id(table, id, &timer) && may_know(&timer))
 	{
 		check_owner(&timer);
 		done = dgen_timer_remove(table, &timer);
@@ -508,10 +519,8 @@ dgen_read_timer(PG_FUNCTION_ARGS)
 		timer.due_at = msg.due_at;
 		found = true;
 	}
-	if (!found)
+	if (!found || !may_know(&timer))
 		PG_RETURN_NULL();
-	if (!is_role_or_operator(timer.server, timer.sender_role))
-		dgen_module_check_read(dgen_module_of(timer.server));
 	return time_left(timer.due_at);
 }
 

@@ -459,9 +459,9 @@ CREATE OR REPLACE FUNCTION other.handle_call(request jsonb, INOUT state jsonb, O
   SELECT state, NULL::jsonb $$;
 DROP FUNCTION other.accept, other.init, other.validate;
 ALTER FUNCTION other.spring SECURITY DEFINER;
-SET ROLE regress_dgen_stranger;
+SET SESSION AUTHORIZATION regress_dgen_stranger;
 SELECT dgen.invoke('other/c', NULL);
-RESET ROLE;
+RESET SESSION AUTHORIZATION;
 SELECT * FROM other.loot;
 
 SELECT dgen.drop_module('other', true), dgen.drop_module('rights', true);
