@@ -54,11 +54,14 @@ CREATE FUNCTION dgen.worker_info(
 	OUT batches bigint,
 	OUT activations bigint,
 	OUT serialization_retries bigint,
-	OUT batch_size integer)
+	OUT batch_size integer,
+	OUT kind text,
+	OUT cache_hits bigint,
+	OUT cache_misses bigint)
 RETURNS SETOF record LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10
 AS 'MODULE_PATHNAME', 'dgen_worker_info';
 COMMENT ON FUNCTION dgen.worker_info() IS
-'source of view dgen.workers';
+'source of views dgen.workers and dgen.stat_worker';
 
 CREATE FUNCTION dgen.pool_info(
 	OUT owner text,
@@ -324,7 +327,9 @@ COMMENT ON COLUMN dgen.dead_letters.sqlstate IS 'SQLSTATE of the last error';
 COMMENT ON COLUMN dgen.dead_letters.error IS 'the last error';
 
 CREATE VIEW dgen.workers AS
-	SELECT * FROM dgen.worker_info();
+	SELECT pid, owner, state, server, started_at, busy_since, batches, activations,
+		serialization_retries, batch_size
+	FROM dgen.worker_info();
 COMMENT ON VIEW dgen.workers IS
 'worker processes of this database; for members of their owners, and of pg_read_all_stats';
 COMMENT ON COLUMN dgen.workers.pid IS 'process id; null until the process has started';

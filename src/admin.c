@@ -20,6 +20,7 @@
  *-------------------------------------------------------------------------
  */
 #include "module.h"
+#include "stat.h"
 
 #include "access/xact.h"
 #include "catalog/pg_database.h"
@@ -440,6 +441,7 @@ dgen_delete(PG_FUNCTION_ARGS)
 	found |= dgen_ties_end(server, "deleted", true) > 0;
 	dgen_trace_erase(&address);
 	dgen_statistics_erase(&address);
+	dgen_stat_forget_server(&address);
 	remember_change(module, server->hash);
 
 	erase_server(server);

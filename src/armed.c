@@ -18,7 +18,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "dgen.h"
+#include "stat.h"
 
 #include "access/htup_details.h"
 #include "access/table.h"
@@ -266,6 +266,7 @@ dgen_installed(PG_FUNCTION_ARGS)
 	{
 		dgen_forget_ids();
 		dgen_statistics_forget_all();
+		dgen_stat_forget_database(MyDatabaseId);
 		dgen_announce_forget(MyDatabaseId);
 	}
 	else

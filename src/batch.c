@@ -17,7 +17,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "batch.h"
+#include "stat.h"
 
 #include "access/xact.h"
 #include "commands/async.h"
@@ -288,6 +288,7 @@ reset_try(Batch *b)
 	b->item_mcxt = AllocSetContextCreate(b->mcxt, "dgen activation", ALLOCSET_DEFAULT_SIZES);
 	b->finish = MemoryContextAlloc(b->mcxt, Max(b->ncalls, 1) * sizeof(DgenCall *));
 	b->nservers = b->nitems = b->nrun = b->nfinish = 0;
+	b->shown = -1;
 	b->bytes = 0;
 	b->current = -1;
 	b->running = false;
@@ -407,11 +408,16 @@ static void
 report_activity(Batch *b)
 {
 	char		text[DGEN_MAX_ADDRESS + 64];
-	const char *address = dgen_server_of(b->servers[b->items[0].server].server->address);
+	BatchItem  *first = &b->items[0];
+	const char *address = dgen_server_of(b->servers[first->server].server->address);
+	DgenCallbackKind callback = b->effects ? DGEN_EFFECT :
+		first->msg == NULL ? DGEN_HANDLE_CALL : dgen_message_callback(first->msg->kind);
 
-	snprintf(text, sizeof(text), b->effects ? "dgen: effect of %s" : "dgen: %s", address);
 	if (b->nitems > 1)
-		snprintf(text, sizeof(text), "dgen: %d activations, first of %s", b->nitems, address);
+		snprintf(text, sizeof(text), "dgen: %s %s, first of %d", address,
+				 dgen_activity_name(callback), b->nitems);
+	else
+		snprintf(text, sizeof(text), "dgen: %s %s", address, dgen_activity_name(callback));
 	pgstat_report_activity(STATE_RUNNING, text);
 	strlcpy(dgen_my_slot->server, address, sizeof(dgen_my_slot->server));
 	dgen_my_slot->batch_size = b->nitems;
@@ -503,6 +509,9 @@ abort_try(Batch *b, MemoryContext mcxt)
 	FlushErrorState();
 	b->error = dgen_error_copy(edata);
 	AbortOutOfAnyTransaction();
+	if (b->current >= 0 && b->nitems == 1)
+		dgen_run_log_failed(b);
+	dgen_activity_end();
 	MemoryContextSwitchTo(mcxt);
 	b->running = false;
 	active = NULL;
@@ -528,6 +537,7 @@ try_batch(Batch *b)
 	{
 		try_body(b);
 		MemoryContextSwitchTo(mcxt);
+		dgen_activity_end();
 		active = NULL;
 	}
 	PG_CATCH();
@@ -614,11 +624,15 @@ id_of(Batch *b, BatchItem *item)
 static void
 pause_after_conflict(Batch *b)
 {
+	static uint32 conflict_wait_event = 0;
 	int			max_ms = Min(1 << Min(b->conflicts, 6), 50);
+
+	if (conflict_wait_event == 0)
+		conflict_wait_event = WaitEventExtensionNew("DgenConflict");
 
 	(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					 (long) (pg_prng_uint32(&pg_global_prng_state) % max_ms),
-					 PG_WAIT_EXTENSION);
+					 conflict_wait_event);
 	CHECK_FOR_INTERRUPTS();
 }
 
@@ -698,6 +712,7 @@ fail_item(Batch *b, BatchItem *item, DgenInterrupt why)
 		if (b->servers[item->server].server->supervised || b->watches_crashes)
 			dgen_failure_crash(b, item);
 		dgen_statistics_failure(b, item);
+		dgen_stat_failure(b);
 		fail_call(b, item, why);
 	}
 	for (int i = 0; i < b->nleases; i++)
@@ -747,7 +762,10 @@ plan_retry(Batch *b)
 	BatchItemId id;
 
 	if (is_conflict(b))
+	{
 		dgen_my_slot->conflicts++;
+		dgen_stat_now(b->module_id, DGEN_STAT_CONFLICTS);
+	}
 	if (failed < 0)
 	{
 		/*

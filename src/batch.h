@@ -10,6 +10,8 @@
 
 #include "dgen.h"
 
+#include "portability/instr_time.h"
+
 #define DGEN_MAX_BATCH 256		/* servers, and messages, of one batch */
 #define DGEN_BATCH_BYTES (1024 * 1024)
 #define DGEN_MAX_CONFLICTS 20
@@ -24,6 +26,7 @@ typedef struct BatchItem
 	int			call;			/* index into calls */
 	bool		failed;			/* it has a row in dgen.attempt, be it that it was to be tried later */
 	bool		consumed;		/* its row is deleted, or the call answered */
+	bool		handled;		/* its activation is done, and not postponed or locked */
 	DgenCall   *kept;			/* for which msg stands, while it runs */
 } BatchItem;
 
@@ -119,6 +122,10 @@ typedef struct Batch
 	bool		watches_crashes;	/* the module has an on_crash_loop */
 	bool		running;		/* handlers may run: promise that flush etc. apply */
 	TimestampTz started_at;
+	TimestampTz handlers_at;	/* when the first handler began, */
+	instr_time	handlers_clock; /* by that clock, too */
+	instr_time	clock;			/* when the last one ended, as the next begins */
+	int			shown;			/* server that dgen.stat_activity shows, or -1 */
 
 	/* how a try ended */
 	DgenError  *error;
@@ -142,6 +149,7 @@ extern bool dgen_deferred_call(Batch *b, int call, DgenCallState then);
 extern char *dgen_deferred_token(DgenCall *call);
 extern void dgen_deferred_request(DgenModule *module, DgenMessage *msg);
 extern void dgen_run_finish(Batch *b);	/* writes the servers; before commit */
+extern void dgen_run_log_failed(Batch *b);
 
 /*
  * postpone.c: an item's message stays, postponed or in its place; its caller

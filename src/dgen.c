@@ -11,7 +11,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "dgen.h"
+#include "stat.h"
 
 #include "access/parallel.h"
 #include "executor/executor.h"
@@ -33,6 +33,7 @@ xact_callback(XactEvent event, void *arg)
 	}
 	/* before anybody gets a reply, and so can look */
 	dgen_statistics_xact_callback(event);
+	dgen_stat_xact_callback(event);
 	dgen_batch_xact_callback(event);
 	dgen_deferred_xact_callback(event);
 	dgen_external_xact_callback(event);
@@ -78,6 +79,7 @@ subxact_callback(SubXactEvent event, SubTransactionId my, SubTransactionId paren
 	dgen_mailbox_subxact(event, my, parent);
 	dgen_announce_subxact(event, my, parent);
 	dgen_statistics_subxact(event, my, parent);
+	dgen_stat_subxact(event, my, parent);
 }
 
 /* Does a plan read dgen.server? */

@@ -84,6 +84,8 @@ extern int	dgen_max_ready;			/* dgen.max_ready: servers with work, cluster */
 extern int	dgen_shared_memory;		/* dgen.shared_memory, kB: calls in flight */
 extern int	dgen_worker_idle_timeout;	/* ms */
 extern int	dgen_cache_size;		/* kB a worker may keep of states */
+extern int	dgen_max_stat_modules;	/* dgen.max_stat_modules: modules of the cluster that are counted */
+extern int	dgen_log_min_handler_duration;	/* ms; -1: off */
 extern char *dgen_context;			/* dgen.context: jsonb text or "" */
 extern int	dgen_call_in_transaction;	/* DgenInTransaction */
 extern bool dgen_inline;			/* dgen.inline */
@@ -488,6 +490,8 @@ typedef struct DgenWorkerSlot
 	int64		batches;
 	int64		activations;
 	int64		conflicts;		/* serialization failures and deadlocks */
+	int64		cache_hits;		/* servers whose state it had in memory, */
+	int64		cache_misses;	/* and those that it had to read */
 	int			batch_size;		/* of the last batch */
 	char		server[DGEN_MAX_ADDRESS + 1];	/* in hand; written without lock, for views */
 } DgenWorkerSlot;
@@ -750,6 +754,12 @@ extern void dgen_mark_lower(int64 hash, int64 mark);
 /* an estimate of a mailbox's length; exact: it is known, not a guess from a part */
 extern int64 dgen_length_add(int64 hash, int64 delta, bool *known);
 extern void dgen_length_set(int64 hash, int64 length);
+typedef struct DgenLength
+{
+	int64		hash;
+	int64		length;
+} DgenLength;
+extern int	dgen_lengths_longest(DgenLength *lengths, int max);	/* of this database; how many */
 
 /* --------------------------------------------------------------- mailbox.c */
 #define DGEN_KIND_CAST 'c'

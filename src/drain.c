@@ -6,7 +6,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "batch.h"
+#include "stat.h"
 
 #include "access/skey.h"
 #include "access/xact.h"
@@ -118,6 +118,12 @@ is_current(DgenModule *module, DgenServer *server, DgenMessage *msg)
 	return dgen_timer_go_on(module, msg, timer);
 }
 
+static void
+run_activation(DgenActivation *act, DgenMessage *msg)
+{
+	dgen_activation_run(act);
+}
+
 /* Handle one message, and write the server. */
 static bool
 handle(DgenModule *module, DgenTable *table, DgenServer *server, DgenMessage *msg)
@@ -138,7 +144,7 @@ handle(DgenModule *module, DgenTable *table, DgenServer *server, DgenMessage *ms
 		if (module->ephemeral)
 			server->active = false;
 		PushActiveSnapshot(GetTransactionSnapshot());
-		dgen_activation_run(&act);
+		dgen_stat_run(&act, msg, run_activation);
 		PopActiveSnapshot();
 		finish_message(&act, msg);
 		dgen_batch_keep(server);
@@ -216,7 +222,7 @@ run_effect_now(DgenModule *module, DgenMessage *msg)
 		return;
 	fill_activation(&act, module, msg);
 	PushActiveSnapshot(GetTransactionSnapshot());
-	dgen_effect_run(&act, msg);
+	dgen_stat_run(&act, msg, dgen_effect_run);
 	PopActiveSnapshot();
 	finish_message(&act, msg);
 	dgen_attempt_delete(msg->id);
@@ -367,6 +373,7 @@ PG_FUNCTION_INFO_V1(dgen_wait_idle);
 Datum
 dgen_wait_idle(PG_FUNCTION_ARGS)
 {
+	static uint32 wait_event = 0;
 	char	   *module = dgen_arg_text(fcinfo, 1);
 	bool		everything = !PG_ARGISNULL(2) && PG_GETARG_BOOL(2);
 	int64		timeout = INT64CONST(5000000);
@@ -397,8 +404,9 @@ dgen_wait_idle(PG_FUNCTION_ARGS)
 		MemoryContextReset(mcxt);
 		if (!busy || GetCurrentTimestamp() >= deadline)
 			break;
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 5,
-						 PG_WAIT_EXTENSION);
+		if (wait_event == 0)
+			wait_event = WaitEventExtensionNew("DgenWaitIdle");
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 5, wait_event);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}

@@ -22,7 +22,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "batch.h"
+#include "stat.h"
 
 #include "access/skey.h"
 #include "access/xact.h"
@@ -544,7 +544,10 @@ record_failure(DgenModule *module, DgenServer *server, DgenMessage *msg, DgenErr
 	b.retry_after = retry_after;
 	item.msg = msg;
 	if (retry_after == NULL)
+	{
 		dgen_statistics_external(server, msg, true);
+		dgen_stat_note(module->id, DGEN_STAT_ERRORS);
+	}
 	dgen_failure_note(&b, &item);
 }
 
@@ -803,6 +806,7 @@ dgen_finish_work(PG_FUNCTION_ARGS)
 	dgen_failure_settle(server);
 	dgen_lock_end(server);
 	dgen_statistics_external(server, &msg, false);
+	dgen_stat_external(module, server, &msg);
 	dgen_admin_close(table, server);
 	PG_RETURN_VOID();
 }
@@ -845,6 +849,7 @@ dgen_fail_work(PG_FUNCTION_ARGS)
 Datum
 dgen_wait_work(PG_FUNCTION_ARGS)
 {
+	static uint32 wait_event = 0;
 	CallContext *call = fcinfo->context && IsA(fcinfo->context, CallContext) ?
 		(CallContext *) fcinfo->context : NULL;
 	TimestampTz deadline = DT_NOEND;
@@ -860,6 +865,8 @@ dgen_wait_work(PG_FUNCTION_ARGS)
 				 errhint("CALL it by itself.")));
 	if (dgen_arg_interval(fcinfo, 1, "timeout", true, &timeout))
 		deadline = GetCurrentTimestamp() + timeout;
+	if (wait_event == 0)
+		wait_event = WaitEventExtensionNew("DgenWaitWork");
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
 	for (;;)
 	{
@@ -878,7 +885,7 @@ dgen_wait_work(PG_FUNCTION_ARGS)
 		InvalidateCatalogSnapshot();
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 Max(1, Min(RECHECK_MS, TimestampDifferenceMilliseconds(now, due))),
-						 PG_WAIT_EXTENSION);
+						 wait_event);
 	}
 	dgen_waiter_remove();
 	SPI_finish();

@@ -17,7 +17,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "batch.h"
+#include "stat.h"
 
 #include <math.h>
 
@@ -273,6 +273,7 @@ bury(DgenModule *module, DgenServer *server, DgenTable *messages, DgenTable *att
 		dgen_timeout_forget(server, true);
 	dgen_timer_ended(module, msg);
 	insert_letter(msg, a->attempts, error);
+	dgen_stat_note(module->id, DGEN_STAT_DEAD_LETTERS);
 	if (msg->kind == DGEN_KIND_CONTINUE && server->continue_id == msg->id)
 	{
 		server->continue_id = 0;
@@ -427,6 +428,7 @@ record(Batch *b, BatchItem *item, bool crashed)
 		else
 		{
 			write_attempt(attempts, &a, msg, b->error);
+			dgen_stat_note(module->id, DGEN_STAT_RETRIES);
 			dgen_due_at_commit(a.next_at);
 		}
 		/* handle_locked keeps its lock until the next attempt; a client's lease ends */
@@ -549,6 +551,7 @@ void
 dgen_failure_record(Batch *b, BatchItem *item)
 {
 	dgen_statistics_failure(b, item);
+	dgen_stat_failure(b);
 	in_transaction(b, item, record_failure);
 }
 
@@ -574,6 +577,7 @@ dgen_failure_accuse(Batch *b, BatchItem *item)
 	"See the server's log for why the process ended."};
 
 	b->error = &lost;
+	dgen_stat_note(b->module_id, DGEN_STAT_ERRORS);
 	record(b, item, false);
 	b->error = NULL;
 	dgen_hand_forget(MyDatabaseId, item->msg->id);

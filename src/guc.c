@@ -27,6 +27,8 @@ int			dgen_max_ready = 65536;
 int			dgen_shared_memory = 16 * 1024;
 int			dgen_worker_idle_timeout = 60 * 1000;
 int			dgen_cache_size = 64 * 1024;
+int			dgen_max_stat_modules = 256;
+int			dgen_log_min_handler_duration = -1;
 char	   *dgen_context = NULL;
 int			dgen_call_in_transaction = DGEN_IN_TRANSACTION_WARN;
 bool		dgen_inline = false;
@@ -126,6 +128,13 @@ define_memory(void)
 							16 * 1024, 1024, MAX_KILOBYTES,
 							PGC_POSTMASTER, GUC_UNIT_KB,
 							NULL, NULL, NULL);
+	DefineCustomIntVariable("dgen.max_stat_modules",
+							"Sets how many modules of the cluster are counted in dgen.stat_module.",
+							"Each takes 8 kB of shared memory; 0 counts none.",
+							&dgen_max_stat_modules,
+							256, 0, 65536,
+							PGC_POSTMASTER, 0,
+							NULL, NULL, NULL);
 }
 
 static void
@@ -165,6 +174,18 @@ define_workers(void)
 							&dgen_cache_size,
 							64 * 1024, 0, MAX_KILOBYTES,
 							PGC_SIGHUP, GUC_UNIT_KB,
+							NULL, NULL, NULL);
+}
+
+static void
+define_logging(void)
+{
+	DefineCustomIntVariable("dgen.log_min_handler_duration",
+							"Sets the time above which activations are logged.",
+							"0 logs all, -1 none.",
+							&dgen_log_min_handler_duration,
+							-1, -1, INT_MAX,
+							PGC_SUSET, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 }
 
@@ -219,6 +240,7 @@ dgen_guc_define(void)
 	if (process_shared_preload_libraries_in_progress)
 		define_memory();
 	define_workers();
+	define_logging();
 	define_session();
 	define_developer();
 	MarkGUCPrefixReserved("dgen");

@@ -15,7 +15,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "dgen.h"
+#include "stat.h"
 
 #include "access/skey.h"
 #include "access/xact.h"
@@ -250,6 +250,12 @@ check_outcome(DgenActivation *act, const DgenAddress *to)
 				 errhint("Use dgen.call() or dgen.send_request().")));
 }
 
+static void
+run_activation(DgenActivation *act, DgenMessage *msg)
+{
+	dgen_activation_run(act);
+}
+
 /* Read, run, write; the lease is held. */
 static Jsonb *
 activate(DgenModule *module, const DgenAddress *to, Jsonb *request)
@@ -282,7 +288,7 @@ activate(DgenModule *module, const DgenAddress *to, Jsonb *request)
 		act.context = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(dgen_context)));
 	if (module->ephemeral)
 		server->active = false;
-	dgen_activation_run(&act);
+	dgen_stat_run(&act, NULL, run_activation);
 	check_outcome(&act, to);
 
 	dgen_batch_keep(server);

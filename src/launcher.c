@@ -32,7 +32,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "dgen.h"
+#include "stat.h"
 
 #include "access/heapam.h"
 #include "access/htup_details.h"
@@ -353,6 +353,7 @@ allocate_slot(int poolno, uint32 *generation)
 		slot->busy_since = 0;
 		slot->slow = false;
 		slot->batches = slot->activations = slot->conflicts = 0;
+		slot->cache_hits = slot->cache_misses = 0;
 		slot->batch_size = 0;
 		slot->server[0] = '\0';
 		pg_atomic_write_u64(&slot->current_call, 0);
@@ -615,6 +616,7 @@ free_database(DgenDatabase *db)
 	db->keeper = DGEN_KEEPER_NONE;
 	db->keeper_again = false;
 	db->keeper_retry_at = 0;
+	dgen_stat_forget_database(db->database);
 	db->database = InvalidOid;
 }
 

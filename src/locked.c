@@ -32,7 +32,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "batch.h"
+#include "stat.h"
 
 #include "access/skey.h"
 #include "access/xact.h"
@@ -78,6 +78,8 @@ typedef struct Work
 	int			ncolumns;
 	DgenScope	scope;
 	Jsonb	   *results[NRESULTS];
+	TimestampTz began_at;
+	double		run_ms;			/* how long the procedure ran */
 } Work;
 
 /* receives the one row that CALL returns */
@@ -542,6 +544,8 @@ write_result(Work *w, DgenModule *module, DgenTable *servers, DgenServer *server
 	dgen_server_write(servers, server, NULL);
 	dgen_length_add(w->msg->hash, -1, &known);
 	dgen_ring_at_end(module, w->msg->hash);
+	dgen_stat_handled(module->id, w->msg->kind, w->msg->server, w->taken->hash, w->run_ms,
+					  dgen_stat_queued(w->msg->kind, w->msg->sent_at, w->began_at));
 }
 
 /*
@@ -671,9 +675,14 @@ run_work(Work *w, DgenError **error)
 {
 	DgenError  *told;
 
-	pgstat_report_activity(STATE_RUNNING, psprintf("dgen: handle_locked of %s", w->msg->server));
+	pgstat_report_activity(STATE_RUNNING, psprintf("dgen: %s handle_locked", w->msg->server));
+	dgen_activity_begin(w->msg->server, w->kind, DGEN_HANDLE_LOCKED, w->msg->id, DGEN_NONE,
+						GetCurrentTimestamp());
 	dgen_scope_base(&w->scope);
+	w->began_at = GetCurrentTimestamp();
 	(void) guard(w, step_run, error);
+	w->run_ms = (GetCurrentTimestamp() - w->began_at) / 1000.0;
+	dgen_log_duration(w->msg->server, DGEN_HANDLE_LOCKED, w->msg->id, w->run_ms, *error != NULL);
 	dgen_scope_base(NULL);
 	dgen_worker_set_call(0, DGEN_NONE);
 	dgen_hand_clear();
@@ -693,6 +702,11 @@ run_work(Work *w, DgenError **error)
 static void
 finish_work(Work *w, DgenError **error)
 {
+	static uint32 wait_event = 0;
+
+	if (wait_event == 0)
+		wait_event = WaitEventExtensionNew("DgenConflict");
+	dgen_activity_commit();
 	for (int conflicts = 0;; conflicts++)
 	{
 		(void) guard(w, step_finish, error);
@@ -700,9 +714,10 @@ finish_work(Work *w, DgenError **error)
 			dgen_error_fault((*error)->sqlerrcode) != DGEN_FAULT_CONFLICT)
 			return;
 		dgen_my_slot->conflicts++;
+		dgen_stat_now(w->module_id, DGEN_STAT_CONFLICTS);
 		(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 (long) (pg_prng_uint32(&pg_global_prng_state) % Min(2 << conflicts, 50)),
-						 PG_WAIT_EXTENSION);
+						 wait_event);
 		CHECK_FOR_INTERRUPTS();
 	}
 }
@@ -740,6 +755,7 @@ do_work(Work *w)
 	run_work(w, &error);
 	if (error == NULL)
 		finish_work(w, &error);
+	dgen_activity_end();
 	if (error != NULL)
 		fail_work(w, error);
 	else

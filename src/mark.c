@@ -597,3 +597,40 @@ dgen_length_set(int64 hash, int64 length)
 	m->length_known = true;
 	SpinLockRelease(&m->lock);
 }
+
+/* The longest mailboxes of this database, in no order. */
+int
+dgen_lengths_longest(DgenLength *lengths, int max)
+{
+	int			n = 0;
+
+	for (int i = 0; i < NMARKS; i++)
+	{
+		Mark	   *m = &shared->marks[i];
+		int			least = 0;
+		DgenLength	one;
+
+		/* most are of mailboxes that are empty: without the lock */
+		if (*(volatile int64 *) &m->length == 0)
+			continue;
+		SpinLockAcquire(&m->lock);
+		one.hash = m->database == MyDatabaseId ? m->hash : 0;
+		one.length = m->length;
+		SpinLockRelease(&m->lock);
+		if (one.hash == 0 || one.length == 0)
+			continue;
+		if (n < max)
+		{
+			lengths[n++] = one;
+			continue;
+		}
+		for (int j = 1; j < n; j++)
+		{
+			if (lengths[j].length < lengths[least].length)
+				least = j;
+		}
+		if (lengths[least].length < one.length)
+			lengths[least] = one;
+	}
+	return n;
+}

@@ -14,6 +14,7 @@
  *-------------------------------------------------------------------------
  */
 #include "module.h"
+#include "stat.h"
 
 #include "access/htup_details.h"
 #include "access/skey.h"
@@ -970,6 +971,7 @@ dgen_drop_module(PG_FUNCTION_ARGS)
 	dgen_attributes_drop(module, cascade);
 	dgen_module_release(module);
 	dgen_statistics_drop(name);
+	dgen_stat_forget_module(module);
 	dgen_module_row_delete(&row);
 	PG_RETURN_VOID();
 }

@@ -16,7 +16,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "batch.h"
+#include "stat.h"
 
 #include "access/xact.h"
 #include "commands/sequence.h"
@@ -344,6 +344,7 @@ activate(Batch *b, BatchItem *item)
 	{
 		case DGEN_HANDLED:
 			deliver(b, item, &act);
+			item->handled = !act.postponed && !act.locked;
 			break;
 		case DGEN_NO_SERVER:
 			answer_no_server(b, item, server);
@@ -379,6 +380,7 @@ run_effect(Batch *b, BatchItem *item)
 	dgen_effect_run(&act, item->msg);
 	if (act.outcome != DGEN_HANDLED)
 		raise_directive(b, &act);
+	item->handled = true;
 	if (item->failed)
 		dgen_failure_forget(b, server, item->msg->id);
 	server->dirty = server->erased = false;
@@ -468,7 +470,7 @@ take_message(Batch *b, BatchItem *item)
 	}
 	else if (!consume_message(b, item))
 		return false;
-	if (item->msg->expires_at <= GetCurrentTimestamp())
+	if (item->msg->expires_at != DT_NOEND && item->msg->expires_at <= GetCurrentTimestamp())
 	{
 		DgenError	err = {ERRCODE_DGEN_TIMEOUT, "request expired before it was handled",
 			"It did not happen.", "Send it again, with a longer expires."};
@@ -526,6 +528,85 @@ begin_item(Batch *b, BatchItem *item)
 	return true;
 }
 
+/* ---------------------------------------------------------------- counting */
+
+/* The wall clock when the next activation begins, which is when the last one ended. */
+static TimestampTz
+boundary(Batch *b)
+{
+	instr_time	passed = b->clock;
+
+	INSTR_TIME_SUBTRACT(passed, b->handlers_clock);
+	return b->handlers_at + (TimestampTz) INSTR_TIME_GET_MICROSEC(passed);
+}
+
+static char
+kind_of(BatchItem *item)
+{
+	return item->msg == NULL ? DGEN_KIND_CALL : item->msg->kind;
+}
+
+static DgenCallbackKind
+callback_of(Batch *b, BatchItem *item)
+{
+	if (b->effects)
+		return DGEN_EFFECT;
+	return item->msg == NULL ? DGEN_HANDLE_CALL : dgen_message_callback(item->msg->kind);
+}
+
+/* What this process is about to do; the name is written when it is another one. */
+static void
+show_item(Batch *b, BatchItem *item)
+{
+	DgenCall   *call = item->msg == NULL ? b->calls[item->call].call : NULL;
+	const char *server = b->servers[item->server].server->address;
+
+	dgen_activity_begin(b->shown == item->server ? NULL : server,
+						call ? "call" : dgen_message_kind(item->msg->kind),
+						callback_of(b, item), call ? 0 : item->msg->id,
+						call ? call->caller_pgprocno : DGEN_NONE, boundary(b));
+	b->shown = item->server;
+}
+
+/* An activation has ended: count it, from where the last one did. */
+static void
+count_item(Batch *b, BatchItem *item)
+{
+	DgenServer *server = b->servers[item->server].server;
+	TimestampTz began = boundary(b);
+	instr_time	before = b->clock;
+	instr_time	passed;
+	double		ms;
+
+	INSTR_TIME_SET_CURRENT(b->clock);
+	if (!item->handled)
+		return;
+	passed = b->clock;
+	INSTR_TIME_SUBTRACT(passed, before);
+	ms = INSTR_TIME_GET_MILLISEC(passed);
+	dgen_stat_handled(b->module_id, kind_of(item), b->effects ? NULL : server->address, server->hash, ms,
+					  dgen_stat_queued(kind_of(item), item->msg ? item->msg->sent_at :
+									   b->calls[item->call].call->issued_at, began));
+	dgen_log_duration(server->address, callback_of(b, item), item->msg ? item->msg->id : 0, ms, false);
+}
+
+/* One has failed; after the abort. */
+void
+dgen_run_log_failed(Batch *b)
+{
+	BatchItem  *item = &b->items[b->current];
+	instr_time	now;
+
+	if (dgen_log_min_handler_duration < 0)
+		return;
+	INSTR_TIME_SET_CURRENT(now);
+	INSTR_TIME_SUBTRACT(now, b->clock);
+	dgen_log_duration(b->servers[item->server].server->address, callback_of(b, item),
+					  item->msg ? item->msg->id : 0, INSTR_TIME_GET_MILLISEC(now), true);
+}
+
+/* ---------------------------------------------------------------- running */
+
 static void
 run_item(Batch *b, int i)
 {
@@ -538,6 +619,7 @@ run_item(Batch *b, int i)
 	PushActiveSnapshot(GetTransactionSnapshot());
 
 	b->current = i;
+	show_item(b, item);
 	if (item->msg == NULL)
 		dgen_worker_set_call(b->calls[item->call].call->id,
 							 b->calls[item->call].call->caller_pgprocno);
@@ -560,6 +642,7 @@ run_item(Batch *b, int i)
 	dgen_worker_check_split();
 	b->current = -1;
 	b->nrun = i + 1;
+	count_item(b, item);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(b->item_mcxt);
 }
@@ -569,7 +652,7 @@ run_item(Batch *b, int i)
 static bool
 out_of_time(Batch *b)
 {
-	return GetCurrentTimestamp() - b->started_at >= DGEN_BATCH_USECS;
+	return boundary(b) - b->started_at >= DGEN_BATCH_USECS;
 }
 
 /* Items that the budget left over stay in their mailboxes. */
@@ -647,6 +730,9 @@ dgen_run_items(Batch *b)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	dgen_waitpoint_reach("dgen-before-handlers");
 	b->running = true;
+	b->handlers_at = GetCurrentTimestamp();
+	INSTR_TIME_SET_CURRENT(b->handlers_clock);
+	b->clock = b->handlers_clock;
 	dgen_worker_arm(company ? DGEN_BATCH_USECS / 1000 : b->timeout_ms, company);
 	for (int i = 0; i < b->nitems; i++)
 	{
@@ -656,6 +742,7 @@ dgen_run_items(Batch *b)
 	}
 	dgen_worker_disarm();
 	b->running = false;
+	dgen_activity_commit();
 	leave_rest(b);
 }
 

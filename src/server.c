@@ -284,8 +284,11 @@ dgen_server_read(DgenTable *table, const char *address, int64 hash, Snapshot sna
 	if (cached != NULL && cache_is_current(table, cached, snapshot ? snapshot : SnapshotSelf))
 	{
 		*server = *cached;
+		dgen_my_slot->cache_hits++;
 		return server;
 	}
+	if (dgen_is_worker())
+		dgen_my_slot->cache_misses++;
 	server->address = pstrdup(address);
 	server->hash = hash;
 	(void) read_row(table, snapshot, true, server);

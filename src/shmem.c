@@ -16,7 +16,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "dgen.h"
+#include "stat.h"
 
 #include "storage/ipc.h"
 #include "storage/proc.h"
@@ -61,6 +61,9 @@ shmem_request(void)
 	RequestAddinShmemSpace(dgen_trace_size());
 	RequestAddinShmemSpace(dgen_statistics_size());
 	RequestAddinShmemSpace(dgen_announce_size());
+	RequestAddinShmemSpace(dgen_stat_size());
+	RequestAddinShmemSpace(dgen_stat_server_size());
+	RequestAddinShmemSpace(dgen_stat_activity_size());
 	RequestAddinShmemSpace(area_size());
 	RequestNamedLWLockTranche("dgen", 1);
 }
@@ -146,6 +149,12 @@ shmem_startup(void)
 	dgen_statistics_init(place, found);
 	place = ShmemInitStruct("dgen announcements", dgen_announce_size(), &found);
 	dgen_announce_init(place, found);
+	place = ShmemInitStruct("dgen module statistics", dgen_stat_size(), &found);
+	dgen_stat_init(place, found);
+	place = ShmemInitStruct("dgen server statistics", dgen_stat_server_size(), &found);
+	dgen_stat_server_init(place, found);
+	place = ShmemInitStruct("dgen activity", dgen_stat_activity_size(), &found);
+	dgen_stat_activity_init(place, found);
 	dsa_place = ShmemInitStruct("dgen calls", area_size(), &found);
 	if (!found)
 	{

@@ -392,11 +392,15 @@ dgen_supervisor_at_exit(void)
 void
 dgen_supervisor_settle(const char *address)
 {
+	static uint32 wait_event = 0;
+
+	if (wait_event == 0)
+		wait_event = WaitEventExtensionNew("DgenConflict");
 	for (int i = 0; !settle_once(address, i > 0, i >= MAX_CONFLICTS); i++)
 	{
 		(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 (long) (pg_prng_uint32(&pg_global_prng_state) % Min(2 << Min(i, 6), 50)),
-						 PG_WAIT_EXTENSION);
+						 wait_event);
 		CHECK_FOR_INTERRUPTS();
 	}
 }

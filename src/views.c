@@ -15,7 +15,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "dgen.h"
+#include "stat.h"
 
 #include "utils/snapmgr.h"
 
@@ -31,6 +31,7 @@ PG_FUNCTION_INFO_V1(dgen_may_read);
 PG_FUNCTION_INFO_V1(dgen_masked_state);
 PG_FUNCTION_INFO_V1(dgen_masked_message);
 PG_FUNCTION_INFO_V1(dgen_calls_in_flight);
+PG_FUNCTION_INFO_V1(dgen_queued_calls);
 PG_FUNCTION_INFO_V1(dgen_worker_info);
 PG_FUNCTION_INFO_V1(dgen_pool_info);
 
@@ -305,6 +306,24 @@ show_call(FunctionCallInfo fcinfo, DgenCall *call)
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
+/* The same without what it holds, for views of figures. */
+static void
+show_queued(FunctionCallInfo fcinfo, DgenCall *call)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	char		module[NAMEDATALEN];
+	Datum		values[2];
+	bool		nulls[2] = {false};
+
+	if (pg_atomic_read_u32(&call->state) != DGEN_CALL_QUEUED ||
+		!module_name(call->data, strlen(call->data), module) ||
+		!(dgen_may_monitor() || may_read(fcinfo->flinfo, call->data, strlen(call->data))))
+		return;
+	values[0] = CStringGetTextDatum(module);
+	values[1] = TimestampTzGetDatum(call->issued_at);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
 static int64
 count_calls(DgenCalls *calls, const char *server)
 {
@@ -414,9 +433,8 @@ dgen_called_by(int pid)
 	return found[0] != '\0' ? pstrdup(found) : NULL;
 }
 
-/* calls_in_flight(): calls that wait for a worker, as far as the user may see them */
-Datum
-dgen_calls_in_flight(PG_FUNCTION_ARGS)
+static Datum
+show_calls(FunctionCallInfo fcinfo, void (*show) (FunctionCallInfo, DgenCall *))
 {
 	DgenCalls	calls = {0};
 
@@ -427,7 +445,7 @@ dgen_calls_in_flight(PG_FUNCTION_ARGS)
 	{
 		take_calls(&calls);
 		for (int i = 0; i < calls.n; i++)
-			show_call(fcinfo, dsa_get_address(dgen_dsa(), calls.calls[i]));
+			show(fcinfo, dsa_get_address(dgen_dsa(), calls.calls[i]));
 	}
 	PG_FINALLY();
 	{
@@ -437,14 +455,29 @@ dgen_calls_in_flight(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
+/* calls_in_flight(): calls that wait for a worker, as far as the user may see them */
+Datum
+dgen_calls_in_flight(PG_FUNCTION_ARGS)
+{
+	return show_calls(fcinfo, show_call);
+}
+
+/* queued_calls(): the same for view dgen.stat_queue */
+Datum
+dgen_queued_calls(PG_FUNCTION_ARGS)
+{
+	return show_calls(fcinfo, show_queued);
+}
+
 /* ---------------------------------------------------------------- workers */
 
-#define WORKER_NATTS 10
+#define WORKER_NATTS 13
 
 /* what is shown of a slot */
 typedef struct SlotView
 {
 	DgenWorkerState state;
+	DgenPoolKind kind;
 	Oid			owner;
 	pid_t		pid;
 	TimestampTz started_at;
@@ -452,6 +485,8 @@ typedef struct SlotView
 	int64		batches;
 	int64		activations;
 	int64		conflicts;
+	int64		cache_hits;
+	int64		cache_misses;
 	int			batch_size;
 	char		server[DGEN_MAX_ADDRESS + 1];
 } SlotView;
@@ -471,6 +506,7 @@ copy_slots(SlotView *views)
 		if (slot->state == DGEN_WORKER_FREE || slot->database != MyDatabaseId)
 			continue;
 		view->state = slot->state;
+		view->kind = dgen_shared->pools[slot->pool].kind;
 		view->owner = slot->owner;
 		view->pid = slot->pid;
 		view->started_at = slot->started_at;
@@ -478,6 +514,8 @@ copy_slots(SlotView *views)
 		view->batches = slot->batches;
 		view->activations = slot->activations;
 		view->conflicts = slot->conflicts;
+		view->cache_hits = slot->cache_hits;
+		view->cache_misses = slot->cache_misses;
 		view->batch_size = slot->batch_size;
 		memcpy(view->server, slot->server, sizeof(view->server));
 		view->server[sizeof(view->server) - 1] = '\0';
@@ -539,6 +577,9 @@ show_worker(FunctionCallInfo fcinfo, SlotView *view)
 	values[7] = Int64GetDatum(view->activations);
 	values[8] = Int64GetDatum(view->conflicts);
 	values[9] = Int32GetDatum(view->batch_size);
+	values[10] = CStringGetTextDatum(view->kind == DGEN_POOL_LONG ? "long" : "handlers");
+	values[11] = Int64GetDatum(view->cache_hits);
+	values[12] = Int64GetDatum(view->cache_misses);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 

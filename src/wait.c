@@ -158,14 +158,17 @@ ready_to_look(const DgenAddress *address, bool announced)
 static bool
 nap(bool told, TimestampTz deadline)
 {
+	static uint32 wait_event = 0;
 	TimestampTz now = GetCurrentTimestamp();
 	long		ms = TimestampDifferenceMilliseconds(now, deadline);
 
 	if (now >= deadline)
 		return false;
+	if (wait_event == 0)
+		wait_event = WaitEventExtensionNew("DgenWaitServer");
 	InvalidateCatalogSnapshot();
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 Min(ms, told ? RECHECK_MS : POLL_MS), PG_WAIT_EXTENSION);
+					 Min(ms, told ? RECHECK_MS : POLL_MS), wait_event);
 	return true;
 }
 

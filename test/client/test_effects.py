@@ -71,7 +71,7 @@ def test_slow_effects_leave_workers_to_others(cluster):
         for n in range(3):
             conn.execute("""SELECT dgen.call(%s, '{"sleep": 1}', timeout => '20 s')""", ("shop/%d" % n,))
         wait_for(lambda: value(conn, "SELECT count(*) FROM pg_stat_activity "
-                                     "WHERE query LIKE 'dgen: effect of %%'") == 1)
+                                     "WHERE query LIKE 'dgen: %% effect%%'") == 1)
         conn.execute("SET statement_timeout = '700 ms'")
         for n in range(20):
             conn.execute("""SELECT dgen.call(%s, '{}')""", ("shop/%d" % (n % 3),))

@@ -97,7 +97,7 @@ SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.workers WHERE state = 'busy' AND
 SELECT dgen.call('effects/wait', '{}'), dgen.call('effects/other', '{"n": 1}') IS NOT NULL;
 SELECT dgen.wait_idle('effects/other'), dgen.wait_idle('effects/slow');
 SELECT dgen.state('effects/wait');
-SELECT pg_temp.until($$(SELECT count(*) FROM pg_stat_activity WHERE query = 'dgen: effect of effects/wait' AND wait_event = 'advisory') = 1$$);
+SELECT pg_temp.until($$(SELECT count(*) FROM pg_stat_activity WHERE query = 'dgen: effects/wait effect' AND wait_event = 'advisory') = 1$$);
 SELECT kind, status, message -> 'args' AS args FROM dgen.messages WHERE server = 'effects/wait' ORDER BY id;
 SELECT pg_advisory_unlock(4711);
 SELECT dgen.wait_idle('effects/wait');

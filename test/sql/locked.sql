@@ -86,7 +86,7 @@ SELECT pg_advisory_lock(4721);
 SELECT dgen.cast('locked/c', '{"n": 4, "work": ["SELECT pg_advisory_xact_lock(4721)"]}') > 0,
   dgen.cast('locked/c', '{"n": 5}') > 0, dgen.cast('locked/c', '{"n": 6}') > 0;
 SELECT pg_temp.until($$EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 4721 AND NOT granted)$$);
-SELECT count(*) FROM pg_stat_activity WHERE query = 'dgen: handle_locked of locked/c';
+SELECT count(*) FROM pg_stat_activity WHERE query = 'dgen: locked/c handle_locked';
 SELECT count(*) FROM dgen.workers WHERE state = 'busy' AND server = 'locked/c';
 SELECT status, message -> 'n' AS n FROM dgen.messages WHERE server = 'locked/c' ORDER BY id;
 SELECT dgen.query('locked/c', 'null');

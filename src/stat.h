@@ -1,0 +1,89 @@
+/*-------------------------------------------------------------------------
+ *
+ * stat.h
+ *	  What is counted for the views dgen.stat_*; stat_module.c, stat_server.c
+ *	  and stat_activity.c tell how.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DGEN_STAT_H
+#define DGEN_STAT_H
+
+#include "batch.h"
+
+#include "portability/instr_time.h"
+
+/* counters of a module, in the order of the columns of dgen.stat_module */
+typedef enum DgenStat
+{
+	DGEN_STAT_CALLS,
+	DGEN_STAT_REQUESTS,
+	DGEN_STAT_CASTS,
+	DGEN_STAT_INFOS,
+	DGEN_STAT_TIMERS,			/* named ones, and idle timeouts */
+	DGEN_STAT_EFFECTS,
+	DGEN_STAT_OTHERS,			/* replies, continues, DOWNs */
+	DGEN_STAT_ERRORS,
+	DGEN_STAT_RETRIES,
+	DGEN_STAT_CONFLICTS,
+	DGEN_STAT_DEAD_LETTERS,
+	DGEN_STAT_TIMEOUTS,
+	DGEN_NSTATS,
+	DGEN_STAT_FORGET			/* no counter: a module goes, or a server */
+} DgenStat;
+
+/* ------------------------------------------------------------ stat_module.c */
+extern Size dgen_stat_size(void);
+extern void dgen_stat_init(void *place, bool found);
+
+/* counts at the commit; times in milliseconds, or -1: not known */
+extern void dgen_stat_handled(int32 module_id, char kind, const char *server, int64 hash,
+							  double handler_ms, double queue_ms);
+extern void dgen_stat_note(int32 module_id, DgenStat what);
+/* counts at once, whatever becomes of the transaction; raises nothing */
+extern void dgen_stat_now(int32 module_id, DgenStat what);
+/* what has failed alone, in a worker */
+extern void dgen_stat_failure(Batch *b);
+/* runs an activation, or an effect, in the transaction of a client or of another handler */
+extern void dgen_stat_run(DgenActivation *act, DgenMessage *msg, void (*run) (DgenActivation *, DgenMessage *));
+
+/* the same for work that a client has handed in */
+extern void dgen_stat_external(const DgenModule *module, const DgenServer *server, const DgenMessage *msg);
+/* writes to the server's log, if it took so long: dgen.log_min_handler_duration */
+extern void dgen_log_duration(const char *server, DgenCallbackKind callback, int64 message_id,
+							  double ms, bool failed);
+
+/* from when to when a message has waited, in milliseconds; -1: nobody can tell */
+extern double dgen_stat_queued(char kind, TimestampTz sent_at, TimestampTz now);
+
+/* at the commit */
+extern void dgen_stat_forget_module(DgenModule *module);
+extern void dgen_stat_forget_server(const DgenAddress *address);
+extern void dgen_stat_forget_database(Oid database);	/* at once */
+extern void dgen_stat_xact_callback(XactEvent event);
+extern void dgen_stat_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
+
+/* who may see figures, but no contents */
+extern bool dgen_may_monitor(void);
+
+/* ------------------------------------------------------------ stat_server.c */
+extern Size dgen_stat_server_size(void);
+extern void dgen_stat_server_init(void *place, bool found);
+/* a server has handled n messages, in so many milliseconds; raises nothing */
+extern void dgen_stat_server_add(const char *server, int64 hash, int64 n, double ms, TimestampTz now);
+extern void dgen_stat_server_erase(int64 hash);
+/* forgets those of a module, or (NULL) of all, of a database */
+extern void dgen_stat_server_forget(Oid database, const char *module);
+
+/* ---------------------------------------------------------- stat_activity.c */
+extern Size dgen_stat_activity_size(void);
+extern void dgen_stat_activity_init(void *place, bool found);
+/* this process begins an activation; server NULL: of the same one as before */
+extern void dgen_activity_begin(const char *server, const char *kind, DgenCallbackKind callback,
+								int64 message_id, int caller_pgprocno, TimestampTz since);
+extern void dgen_activity_commit(void); /* its transaction is being committed */
+extern void dgen_activity_end(void);
+extern bool dgen_activity_any(void);	/* of this process */
+extern const char *dgen_activity_name(DgenCallbackKind callback);
+
+#endif							/* DGEN_STAT_H */

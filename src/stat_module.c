@@ -1,0 +1,839 @@
+/*-------------------------------------------------------------------------
+ *
+ * stat_module.c
+ *	  dgen.stat_module: what the activations of each module were, and how long
+ *	  they took.
+ *
+ * Shared memory has an entry for each of dgen.max_stat_modules modules of the
+ * cluster, taken when there is first something to count, and freed when the
+ * module, the extension or the database is dropped.  Modules beyond that are
+ * not counted.  A restart of the server begins at zero.
+ *
+ * What an activation was is noted in memory, under the subtransaction that it
+ * ran in, and added at the commit, a module at a time: after the transaction
+ * has become durable, and before callers get their replies, so that they find
+ * themselves counted.  What failed is added at once, since its transaction
+ * ends without a commit.  A prepared transaction is not counted: who commits
+ * it is another process, and knows nothing of it.
+ *
+ * Means and deviations are kept by Welford's method, as pg_stat_statements
+ * does.  Percentiles come of a histogram: a time is counted in units of an
+ * eighth of a microsecond, in one of 8 buckets of equal width for each power
+ * of two, so that what is told, the middle of a bucket, is at most a sixteenth
+ * from the true one; below 2 microseconds at most a sixteenth of one.
+ *
+ * Locks: the table's LWLock, for taking and freeing entries, then an entry's.
+ * Nothing else is taken under these; the first may be taken under
+ * dgen_shared->lock.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "stat.h"
+
+#include <math.h>
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_database.h"
+#include "funcapi.h"
+#include "module.h"
+#include "port/pg_bitutils.h"
+#include "utils/acl.h"
+#include "utils/memutils.h"
+
+#define SUB_BITS 3				/* 8 buckets a power of two */
+#define EXACT (2 << SUB_BITS)	/* up to here each unit has a bucket of its own */
+#define NBUCKETS 320			/* the last one begins at 6 days */
+#define UNITS_PER_MS 8000.0
+#define KEEP_RECORDS 1024		/* room that is kept from one transaction to the next */
+
+typedef enum SeriesId
+{
+	SERIES_HANDLER,
+	SERIES_QUEUE,
+	SERIES_COMMIT,
+	NSERIES
+} SeriesId;
+
+/* times, in milliseconds */
+typedef struct Series
+{
+	int64		n;
+	double		total;
+	double		min;
+	double		max;
+	double		mean;
+	double		m2;				/* sum of squares of the differences from the mean */
+	int64		buckets[NBUCKETS];
+} Series;
+
+typedef struct Entry
+{
+	LWLock		lock;			/* protects all */
+	uint64		generation;		/* differs with each use of an entry; 0: free */
+	Oid			database;
+	int32		module_id;
+	TimestampTz since;
+	int64		counts[DGEN_NSTATS];
+	Series		series[NSERIES];
+} Entry;
+
+typedef struct StatShared
+{
+	LWLock		lock;
+	int			nentries;
+	uint64		next_generation;
+	pg_atomic_uint32 freed;		/* how often an entry was */
+	Entry		entries[FLEXIBLE_ARRAY_MEMBER];
+} StatShared;
+
+/* what this transaction has done */
+typedef struct Record
+{
+	SubTransactionId subid;
+	int32		module_id;		/* 0: it has been added */
+	DgenStat	what;
+	const char *server;			/* or NULL; lives as long as the transaction, or the batch */
+	int64		hash;			/* of it; 0: server is the name of a module */
+	double		handler_ms;		/* -1: not known, as the next */
+	double		queue_ms;
+} Record;
+
+/* where the entry of a module was found */
+typedef struct Known
+{
+	int32		module_id;
+	int			entry;			/* DGEN_NONE: there was no room, */
+	uint32		freed;			/* after so many were freed */
+} Known;
+
+static StatShared *shared = NULL;
+
+static Record *records = NULL;	/* in TopMemoryContext */
+static int	nrecords = 0;
+static int	max_records = 0;
+static instr_time commit_began;
+static Known known[64];
+
+PG_FUNCTION_INFO_V1(dgen_stat_module_info);
+PG_FUNCTION_INFO_V1(dgen_stat_reset);
+PG_FUNCTION_INFO_V1(dgen_may_monitor_module);
+
+/* ---------------------------------------------------------------- the table */
+
+Size
+dgen_stat_size(void)
+{
+	return add_size(offsetof(StatShared, entries), mul_size(dgen_max_stat_modules, sizeof(Entry)));
+}
+
+void
+dgen_stat_init(void *place, bool found)
+{
+	shared = place;
+	if (found)
+		return;
+	memset(shared, 0, dgen_stat_size());
+	LWLockInitialize(&shared->lock, dgen_shared->tranche);
+	pg_atomic_init_u32(&shared->freed, 0);
+	shared->nentries = dgen_max_stat_modules;
+	for (int i = 0; i < shared->nentries; i++)
+		LWLockInitialize(&shared->entries[i].lock, dgen_shared->tranche);
+}
+
+static bool
+is_entry_of(const Entry *e, int32 module_id)
+{
+	return e->generation != 0 && e->module_id == module_id && e->database == MyDatabaseId;
+}
+
+/* Begin at zero; the entry is locked. */
+static void
+clear_entry(Entry *e)
+{
+	memset(e->counts, 0, sizeof(e->counts));
+	memset(e->series, 0, sizeof(e->series));
+	e->since = GetCurrentTimestamp();
+}
+
+/* The caller holds the table's lock, exclusively. */
+static void
+free_entry(Entry *e)
+{
+	LWLockAcquire(&e->lock, LW_EXCLUSIVE);
+	e->generation = 0;
+	LWLockRelease(&e->lock);
+	pg_atomic_fetch_add_u32(&shared->freed, 1);
+}
+
+static int
+take_entry(int32 module_id)
+{
+	int			place = DGEN_NONE;
+
+	LWLockAcquire(&shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < shared->nentries; i++)
+	{
+		if (is_entry_of(&shared->entries[i], module_id))
+		{
+			place = i;
+			break;
+		}
+		if (place == DGEN_NONE && shared->entries[i].generation == 0)
+			place = i;
+	}
+	if (place != DGEN_NONE && shared->entries[place].generation == 0)
+	{
+		Entry	   *e = &shared->entries[place];
+
+		LWLockAcquire(&e->lock, LW_EXCLUSIVE);
+		clear_entry(e);
+		e->database = MyDatabaseId;
+		e->module_id = module_id;
+		e->generation = ++shared->next_generation;
+		LWLockRelease(&e->lock);
+	}
+	LWLockRelease(&shared->lock);
+	return place;
+}
+
+/* The entry of a module, locked; NULL if there is no room for it.  Raises nothing. */
+static Entry *
+lock_entry(int32 module_id)
+{
+	Known	   *k = &known[(uint32) module_id % lengthof(known)];
+	Entry	   *e;
+
+	for (int i = 0; i < 2; i++)
+	{
+		uint32		freed = pg_atomic_read_u32(&shared->freed);
+
+		if (i > 0 || k->module_id != module_id ||
+			(k->entry == DGEN_NONE && k->freed != freed))
+		{
+			k->entry = take_entry(module_id);
+			k->module_id = module_id;
+			k->freed = freed;
+		}
+		if (k->entry == DGEN_NONE)
+			return NULL;
+		e = &shared->entries[k->entry];
+		LWLockAcquire(&e->lock, LW_EXCLUSIVE);
+		if (is_entry_of(e, module_id))
+			return e;
+		LWLockRelease(&e->lock);
+	}
+	/* dropped as soon as it was made */
+	return NULL;
+}
+
+static void
+forget_module(int32 module_id, const char *name)
+{
+	LWLockAcquire(&shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < shared->nentries; i++)
+	{
+		if (is_entry_of(&shared->entries[i], module_id))
+			free_entry(&shared->entries[i]);
+	}
+	LWLockRelease(&shared->lock);
+	dgen_stat_server_forget(MyDatabaseId, name);
+}
+
+/* The extension is new in a database, or gone from it, or the database is. */
+void
+dgen_stat_forget_database(Oid database)
+{
+	LWLockAcquire(&shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < shared->nentries; i++)
+	{
+		if (shared->entries[i].generation != 0 && shared->entries[i].database == database)
+			free_entry(&shared->entries[i]);
+	}
+	LWLockRelease(&shared->lock);
+	dgen_stat_server_forget(database, NULL);
+}
+
+/* ---------------------------------------------------------------- times */
+
+static int
+bucket_of(double ms)
+{
+	uint64		units = ms > 0 ? (uint64) (ms * UNITS_PER_MS) : 0;
+	int			octave;
+
+	if (units < EXACT)
+		return (int) units;
+	octave = pg_leftmost_one_pos64(units);
+	return Min(EXACT + ((octave - SUB_BITS - 1) << SUB_BITS) +
+			   (int) ((units >> (octave - SUB_BITS)) & ((1 << SUB_BITS) - 1)),
+			   NBUCKETS - 1);
+}
+
+/* The middle of a bucket. */
+static double
+time_of(int bucket)
+{
+	int			shift;
+	uint64		from;
+
+	if (bucket < EXACT)
+		return (bucket + 0.5) / UNITS_PER_MS;
+	shift = ((bucket - EXACT) >> SUB_BITS) + 1;
+	from = (uint64) ((1 << SUB_BITS) + ((bucket - EXACT) & ((1 << SUB_BITS) - 1))) << shift;
+	return (from + ldexp(0.5, shift)) / UNITS_PER_MS;
+}
+
+static void
+add_time(Series *s, double ms)
+{
+	double		old_mean = s->mean;
+
+	s->n++;
+	s->total += ms;
+	if (s->n == 1 || ms < s->min)
+		s->min = ms;
+	if (ms > s->max)
+		s->max = ms;
+	s->mean += (ms - old_mean) / s->n;
+	s->m2 += (ms - old_mean) * (ms - s->mean);
+	s->buckets[bucket_of(ms)]++;
+}
+
+/* The time that this part of all did not exceed. */
+static double
+percentile(const Series *s, double part)
+{
+	double		rank = ceil(part * s->n);
+	int64		seen = 0;
+
+	for (int i = 0; i < NBUCKETS; i++)
+	{
+		seen += s->buckets[i];
+		if (seen >= rank)
+			return Max(s->min, Min(s->max, time_of(i)));
+	}
+	return s->max;
+}
+
+/*
+ * How long a message has waited.  An info may have been sent to come later, as
+ * a timer always is, and nothing tells when it came due.
+ */
+double
+dgen_stat_queued(char kind, TimestampTz sent_at, TimestampTz now)
+{
+	if (kind == DGEN_KIND_INFO || kind == DGEN_KIND_TIMER || kind == DGEN_KIND_TIMEOUT)
+		return -1;
+	return Max(now - sent_at, 0) / 1000.0;
+}
+
+/* ---------------------------------------------------------------- records */
+
+static Record *
+add_record(int32 module_id, DgenStat what)
+{
+	Record	   *r;
+
+	if (nrecords == max_records)
+	{
+		int			size = max_records == 0 ? KEEP_RECORDS : 2 * max_records;
+
+		if (records == NULL)
+			records = MemoryContextAlloc(TopMemoryContext, size * sizeof(Record));
+		else
+			records = repalloc_huge(records, (Size) size * sizeof(Record));
+		max_records = size;
+	}
+	r = &records[nrecords++];
+	r->subid = GetCurrentSubTransactionId();
+	r->module_id = module_id;
+	r->what = what;
+	r->server = NULL;
+	r->hash = 0;
+	r->handler_ms = r->queue_ms = -1;
+	return r;
+}
+
+static void
+forget_records(void)
+{
+	nrecords = 0;
+	if (max_records <= KEEP_RECORDS)
+		return;
+	pfree(records);
+	records = NULL;
+	max_records = 0;
+}
+
+static DgenStat
+stat_of(char kind)
+{
+	switch (kind)
+	{
+		case DGEN_KIND_CALL:
+			return DGEN_STAT_CALLS;
+		case DGEN_KIND_REQUEST:
+			return DGEN_STAT_REQUESTS;
+		case DGEN_KIND_CAST:
+			return DGEN_STAT_CASTS;
+		case DGEN_KIND_INFO:
+			return DGEN_STAT_INFOS;
+		case DGEN_KIND_TIMER:
+		case DGEN_KIND_TIMEOUT:
+			return DGEN_STAT_TIMERS;
+		case DGEN_KIND_EFFECT:
+			return DGEN_STAT_EFFECTS;
+		default:
+			return DGEN_STAT_OTHERS;
+	}
+}
+
+void
+dgen_stat_handled(int32 module_id, char kind, const char *server, int64 hash,
+				  double handler_ms, double queue_ms)
+{
+	Record	   *r = add_record(module_id, stat_of(kind));
+
+	r->server = server;
+	r->hash = hash;
+	r->handler_ms = handler_ms;
+	r->queue_ms = queue_ms;
+}
+
+void
+dgen_stat_note(int32 module_id, DgenStat what)
+{
+	(void) add_record(module_id, what);
+}
+
+void
+dgen_stat_now(int32 module_id, DgenStat what)
+{
+	Entry	   *e = lock_entry(module_id);
+
+	if (e == NULL)
+		return;
+	e->counts[what]++;
+	LWLockRelease(&e->lock);
+}
+
+void
+dgen_stat_forget_module(DgenModule *module)
+{
+	add_record(module->id, DGEN_STAT_FORGET)->server =
+		MemoryContextStrdup(TopTransactionContext, module->name);
+}
+
+void
+dgen_stat_forget_server(const DgenAddress *address)
+{
+	add_record(0, DGEN_STAT_FORGET)->hash = address->hash;
+}
+
+/* What is to come later has not failed. */
+void
+dgen_stat_failure(Batch *b)
+{
+	if (b->retry_after != NULL || b->overtakes)
+		return;
+	dgen_stat_now(b->module_id, DGEN_STAT_ERRORS);
+	if (b->error->sqlerrcode == ERRCODE_DGEN_HANDLER_TIMEOUT)
+		dgen_stat_now(b->module_id, DGEN_STAT_TIMEOUTS);
+}
+
+/* ---------------------------------------------------------------- the commit */
+
+static void
+add_to_entry(Entry *e, Record *r)
+{
+	e->counts[r->what]++;
+	if (r->handler_ms >= 0)
+		add_time(&e->series[SERIES_HANDLER], r->handler_ms);
+	if (r->queue_ms >= 0)
+		add_time(&e->series[SERIES_QUEUE], r->queue_ms);
+}
+
+/* Add all records of the module that record first is of.  Raises nothing. */
+static void
+apply_module(int first, double commit_ms)
+{
+	int32		module_id = records[first].module_id;
+	Entry	   *e = lock_entry(module_id);
+	bool		committed = false;
+	const char *forget = NULL;
+
+	for (int i = first; i < nrecords; i++)
+	{
+		Record	   *r = &records[i];
+
+		if (r->module_id != module_id)
+			continue;
+		r->module_id = 0;
+		if (r->what == DGEN_STAT_FORGET)
+			forget = r->server;
+		else if (e != NULL)
+			add_to_entry(e, r);
+		committed |= r->handler_ms >= 0;
+	}
+	if (e != NULL && committed)
+		add_time(&e->series[SERIES_COMMIT], commit_ms);
+	if (e != NULL)
+		LWLockRelease(&e->lock);
+	if (forget != NULL)
+		forget_module(module_id, forget);
+}
+
+/* What is of one server mostly comes together. */
+static void
+apply_servers(void)
+{
+	TimestampTz now = GetCurrentTransactionStopTimestamp();
+
+	for (int i = 0; i < nrecords;)
+	{
+		Record	   *r = &records[i];
+		double		ms = 0;
+		int			n = 0;
+
+		if (r->server == NULL || r->what == DGEN_STAT_FORGET)
+		{
+			if (r->hash != 0)
+				dgen_stat_server_erase(r->hash);
+			i++;
+			continue;
+		}
+		for (; i < nrecords && records[i].hash == r->hash && records[i].what != DGEN_STAT_FORGET; i++, n++)
+			ms += Max(records[i].handler_ms, 0);
+		dgen_stat_server_add(r->server, r->hash, n, ms, now);
+	}
+}
+
+static void
+apply_records(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	INSTR_TIME_SUBTRACT(now, commit_began);
+	for (int i = 0; i < nrecords; i++)
+	{
+		if (records[i].module_id != 0)
+			apply_module(i, INSTR_TIME_GET_MILLISEC(now));
+	}
+	apply_servers();
+	forget_records();
+}
+
+void
+dgen_stat_xact_callback(XactEvent event)
+{
+	if (nrecords == 0)
+		return;
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			INSTR_TIME_SET_CURRENT(commit_began);
+			break;
+		case XACT_EVENT_COMMIT:
+			apply_records();
+			break;
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			forget_records();
+			break;
+		default:
+			break;
+	}
+}
+
+/* What is of a subtransaction, or of those in it, stands at the end. */
+void
+dgen_stat_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent)
+{
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+	{
+		while (nrecords > 0 && records[nrecords - 1].subid >= my)
+			nrecords--;
+	}
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
+	{
+		for (int i = nrecords - 1; i >= 0 && records[i].subid >= my; i--)
+			records[i].subid = parent;
+	}
+}
+
+/* ---------------------------------------------------------------- clients */
+
+/* A name that lives as long as the records do. */
+static const char *
+server_name(const DgenServer *server)
+{
+	if (nrecords > 0 && records[nrecords - 1].server != NULL &&
+		records[nrecords - 1].hash == server->hash)
+		return records[nrecords - 1].server;
+	return MemoryContextStrdup(TopTransactionContext, server->address);
+}
+
+static void
+count_run(DgenActivation *act, DgenMessage *msg, double ms)
+{
+	char		kind = msg ? msg->kind : DGEN_KIND_CALL;
+	const char *server = msg ? msg->server : act->server->address;
+	DgenCallbackKind callback = kind == DGEN_KIND_EFFECT ? DGEN_EFFECT : act->callback;
+
+	if (act->outcome == DGEN_REJECTED)
+		dgen_stat_now(act->module->id, DGEN_STAT_ERRORS);
+	if (act->outcome != DGEN_HANDLED || act->postponed || act->locked)
+		return;
+	if (act->server != NULL)
+		dgen_stat_handled(act->module->id, kind, server_name(act->server), act->server->hash, ms,
+						  msg ? dgen_stat_queued(kind, msg->sent_at, GetCurrentTimestamp()) : -1);
+	else
+		dgen_stat_handled(act->module->id, kind, NULL, 0, ms, -1);
+	dgen_log_duration(server, callback, act->message_id, ms, false);
+}
+
+/* A client has handed in what it did for a message; how long that took is its own. */
+void
+dgen_stat_external(const DgenModule *module, const DgenServer *server, const DgenMessage *msg)
+{
+	dgen_stat_handled(module->id, msg->kind, server_name(server), server->hash, -1, -1);
+}
+
+/*
+ * An invoke, or a message that is handled in the transaction that sent it.
+ * A conflict is no error of the server.  Inside of a worker's activation it is
+ * counted as well, and its time is part of that one's.
+ */
+void
+dgen_stat_run(DgenActivation *act, DgenMessage *msg, void (*run) (DgenActivation *, DgenMessage *))
+{
+	int32		module_id = act->module->id;
+	bool		shown = !dgen_activity_any();
+	instr_time	begin;
+	instr_time	end;
+
+	if (shown)
+		dgen_activity_begin(msg ? msg->server : act->server->address, act->kind,
+							msg && msg->kind == DGEN_KIND_EFFECT ? DGEN_EFFECT : act->callback,
+							act->message_id, DGEN_NONE, GetCurrentTimestamp());
+	INSTR_TIME_SET_CURRENT(begin);
+	PG_TRY();
+	{
+		run(act, msg);
+	}
+	PG_CATCH();
+	{
+		if (shown)
+			dgen_activity_end();
+		/* in company it will be run again, alone */
+		if (dgen_error_fault(geterrcode()) != DGEN_FAULT_CONFLICT && !dgen_batch_in_company())
+			dgen_stat_now(module_id, DGEN_STAT_ERRORS);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	INSTR_TIME_SET_CURRENT(end);
+	if (shown)
+		dgen_activity_end();
+	INSTR_TIME_SUBTRACT(end, begin);
+	count_run(act, msg, INSTR_TIME_GET_MILLISEC(end));
+}
+
+/* An activation that took long, if those are to be logged. */
+void
+dgen_log_duration(const char *server, DgenCallbackKind callback, int64 message_id, double ms,
+				  bool failed)
+{
+	if (dgen_log_min_handler_duration < 0 || ms < dgen_log_min_handler_duration)
+		return;
+	if (message_id != 0)
+		ereport(LOG,
+				(errmsg("duration: %.3f ms  server \"%s\" %s, message " INT64_FORMAT "%s",
+						ms, dgen_server_of(server), dgen_activity_name(callback), message_id,
+						failed ? ", failed" : ""),
+				 errhidestmt(true), errhidecontext(true)));
+	else
+		ereport(LOG,
+				(errmsg("duration: %.3f ms  server \"%s\" %s%s", ms, dgen_server_of(server),
+						dgen_activity_name(callback), failed ? ", failed" : ""),
+				 errhidestmt(true), errhidecontext(true)));
+}
+
+/* ---------------------------------------------------------------- rights */
+
+/* Figures are for those who may read all statistics as well. */
+bool
+dgen_may_monitor(void)
+{
+	return has_privs_of_role(GetUserId(), ROLE_PG_READ_ALL_STATS);
+}
+
+/* may_monitor(module text) -> boolean: may the current user see its figures; null: the database's? */
+Datum
+dgen_may_monitor_module(PG_FUNCTION_ARGS)
+{
+	DgenModule *module;
+
+	if (dgen_may_monitor())
+		PG_RETURN_BOOL(true);
+	if (PG_ARGISNULL(0))
+		PG_RETURN_BOOL(object_ownercheck(DatabaseRelationId, MyDatabaseId, GetUserId()));
+	module = dgen_module_get(text_to_cstring(PG_GETARG_TEXT_PP(0)), true);
+	PG_RETURN_BOOL(module != NULL && dgen_module_may_read(module));
+}
+
+/* ---------------------------------------------------------------- the view */
+
+#define SERIES_NATTS 8
+
+/* columns of stat_module_info, as sql/stat.sql has them */
+enum
+{
+	INFO_MODULE,
+	INFO_COUNTS,
+	INFO_COMMITS = INFO_COUNTS + DGEN_NSTATS,
+	INFO_SERIES,
+	INFO_RESET = INFO_SERIES + NSERIES * SERIES_NATTS,
+	INFO_NATTS
+};
+
+/* False: nothing was counted; *full: nor could it be. */
+static bool
+read_entry(int32 module_id, Entry *to, bool *full)
+{
+	bool		found = false;
+
+	*full = true;
+	LWLockAcquire(&shared->lock, LW_SHARED);
+	for (int i = 0; i < shared->nentries && !found; i++)
+	{
+		Entry	   *e = &shared->entries[i];
+
+		*full &= e->generation != 0;
+		found = is_entry_of(e, module_id);
+		if (!found)
+			continue;
+		LWLockAcquire(&e->lock, LW_SHARED);
+		*to = *e;
+		LWLockRelease(&e->lock);
+	}
+	LWLockRelease(&shared->lock);
+	return found;
+}
+
+/* total, min, max, mean, stddev, p50, p95, p99 */
+static void
+form_series(const Series *s, Datum *values, bool *nulls)
+{
+	static const double parts[] = {0.5, 0.95, 0.99};
+
+	values[0] = Float8GetDatum(s->total);
+	for (int i = 1; i < SERIES_NATTS; i++)
+		nulls[i] = s->n == 0;
+	if (s->n == 0)
+		return;
+	values[1] = Float8GetDatum(s->min);
+	values[2] = Float8GetDatum(s->max);
+	values[3] = Float8GetDatum(s->mean);
+	values[4] = Float8GetDatum(sqrt(Max(s->m2, 0) / s->n));
+	for (int i = 0; i < lengthof(parts); i++)
+		values[5 + i] = Float8GetDatum(percentile(s, parts[i]));
+}
+
+static void
+show_module(ReturnSetInfo *rsinfo, DgenModule *module)
+{
+	Entry	   *e = palloc0(sizeof(Entry));
+	Datum		values[INFO_NATTS];
+	bool		nulls[INFO_NATTS] = {false};
+	bool		full;
+	bool		found = read_entry(module->id, e, &full);
+
+	values[INFO_MODULE] = CStringGetTextDatum(module->name);
+	for (int i = 0; i < DGEN_NSTATS; i++)
+		values[INFO_COUNTS + i] = Int64GetDatum(e->counts[i]);
+	values[INFO_COMMITS] = Int64GetDatum(e->series[SERIES_COMMIT].n);
+	for (int i = 0; i < NSERIES; i++)
+		form_series(&e->series[i], &values[INFO_SERIES + i * SERIES_NATTS],
+					&nulls[INFO_SERIES + i * SERIES_NATTS]);
+	values[INFO_RESET] = TimestampTzGetDatum(e->since);
+	nulls[INFO_RESET] = !found;
+	/* null says that nobody knows, as opposed to none */
+	for (int i = INFO_COUNTS; !found && full && i < INFO_NATTS; i++)
+		nulls[i] = true;
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	pfree(e);
+}
+
+/* stat_module_info(): source of view dgen.stat_module */
+Datum
+dgen_stat_module_info(PG_FUNCTION_ARGS)
+{
+	ListCell   *lc;
+	bool		all = dgen_may_monitor();
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (dgen_shared == NULL)
+		return (Datum) 0;
+	foreach(lc, dgen_module_rows())
+	{
+		DgenModuleRow *row = lfirst(lc);
+		DgenModule *module = dgen_module_get(TextDatumGetCString(row->values[MODULE_NAME]), true);
+
+		CHECK_FOR_INTERRUPTS();
+		if (module != NULL && (all || dgen_module_may_read(module)))
+			show_module((ReturnSetInfo *) fcinfo->resultinfo, module);
+	}
+	return (Datum) 0;
+}
+
+/* ---------------------------------------------------------------- reset */
+
+static void
+reset_module(DgenModule *module)
+{
+	Entry	   *e = lock_entry(module->id);
+
+	if (e != NULL)
+	{
+		clear_entry(e);
+		LWLockRelease(&e->lock);
+	}
+	dgen_stat_server_forget(MyDatabaseId, module->name);
+}
+
+/*
+ * stat_reset(module text) -> integer: how many modules begin at zero.  Like
+ * pg_stat_reset() it is done at once.
+ */
+Datum
+dgen_stat_reset(PG_FUNCTION_ARGS)
+{
+	ListCell   *lc;
+	int			n = 0;
+
+	if (dgen_shared == NULL)
+		PG_RETURN_INT32(0);
+	if (!PG_ARGISNULL(0))
+	{
+		DgenModule *module = dgen_module_get(text_to_cstring(PG_GETARG_TEXT_PP(0)), false);
+
+		dgen_module_check_operate(module);
+		reset_module(module);
+		PG_RETURN_INT32(1);
+	}
+	foreach(lc, dgen_module_rows())
+	{
+		DgenModuleRow *row = lfirst(lc);
+		DgenModule *module = dgen_module_get(TextDatumGetCString(row->values[MODULE_NAME]), true);
+
+		CHECK_FOR_INTERRUPTS();
+		if (module == NULL || !dgen_module_may_operate(module))
+			continue;
+		reset_module(module);
+		n++;
+	}
+	PG_RETURN_INT32(n);
+}
