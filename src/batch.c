@@ -465,6 +465,7 @@ try_body(Batch *b)
 			report_activity(b);
 			dgen_run_items(b);
 			dgen_run_finish(b);
+			dgen_hand_clear();
 		}
 		close_tables(b);
 	}

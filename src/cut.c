@@ -46,6 +46,7 @@ typedef struct FailedMessage
 {
 	int64		id;
 	TimestampTz next_at;
+	bool		lost;			/* with its worker, the last time */
 } FailedMessage;
 
 /* ---------------------------------------------------------------- leases */
@@ -133,6 +134,8 @@ read_failed(Batch *b, DgenServer *server, Snapshot snapshot)
 
 		f->id = DatumGetInt64(heap_getattr(tuple, 1, desc, &isnull));
 		f->next_at = DatumGetTimestampTz(heap_getattr(tuple, 5, desc, &isnull));
+		f->lost = strcmp(TextDatumGetCString(heap_getattr(tuple, 7, desc, &isnull)),
+						 unpack_sql_state(ERRCODE_DGEN_WORKER_LOST)) == 0;
 		failed = lappend(failed, f);
 		CHECK_FOR_INTERRUPTS();
 	}
@@ -363,7 +366,8 @@ must_wait(Batch *b, int leaseno, int server, DgenMessage *msg)
 
 /*
  * May this message run now?  One that has failed before runs alone, since it
- * would only fail its company again; so does a suspect.  Sets park_until for
+ * would only fail its company again; so does a suspect, and nowhere at the same
+ * time as another one that was lost with its worker.  Sets park_until for
  * what backs off, which is no obstacle to what is wanted if others may pass it.
  * A continue runs before what is wanted, and nothing passes it.
  */
@@ -376,6 +380,7 @@ static Verdict
 judge_message(Batch *b, BatchLease *lease, DgenMessage *msg, FailedMessage *f)
 {
 	bool		first = msg->kind == DGEN_KIND_CONTINUE;
+	TimestampTz again;
 
 	if (f != NULL && f->next_at > GetCurrentTimestamp())
 	{
@@ -391,6 +396,11 @@ judge_message(Batch *b, BatchLease *lease, DgenMessage *msg, FailedMessage *f)
 	{
 		lease->more = true;
 		return STOP_LANE;
+	}
+	if (f != NULL && f->lost && !dgen_hand_try(&again))
+	{
+		wait_until(lease, again);
+		return b->module->skip_failing && !first ? PASS_OVER : STOP_LANE;
 	}
 	return RUN_IT;
 }

@@ -625,6 +625,7 @@ extern void dgen_hand_startup(void);	/* in the shmem startup hook */
 extern void dgen_hand_take(int64 message_id);	/* in a worker */
 extern void dgen_hand_clear(void);
 extern bool dgen_hand_suspect(Oid database, int64 message_id);
+extern bool dgen_hand_try(TimestampTz *again);	/* one after the other */
 extern void dgen_hand_forget(Oid database, int64 message_id);
 extern void dgen_hand_suspect_add(Oid database, int64 message_id);	/* a worker died with it */
 

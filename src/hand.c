@@ -15,6 +15,11 @@
  * Suspects are kept in shared memory, where workers look, and in the file as
  * well, so that a second crash before they were tried loses none.
  *
+ * Which of several messages in hand is to blame cannot be known.  So those that
+ * went down with a worker run one after the other in the whole cluster, each
+ * for TRIAL_MS at least: the victims of the first crash are not there at the
+ * next one.
+ *
  * Losing the file merely loses suspicions; if it cannot be had, dgen runs
  * without.  No locks: a worker writes its own place in the file; suspects are
  * added by the postmaster while it has no children, and removed by storing
@@ -40,6 +45,9 @@
 #define HAND_FILE "pg_stat_tmp/dgen_in_hand"
 #define HAND_MAGIC UINT64CONST(0x6467656e30303031)
 
+#define TRIAL_MS 1000			/* others wait no longer for one on trial */
+#define TRIAL_POLL_MS 20
+
 typedef struct Hand
 {
 	Oid			database;
@@ -57,12 +65,14 @@ typedef struct HandFile
 typedef struct Suspects
 {
 	pg_atomic_uint32 count;		/* those not forgotten; usually 0 */
+	pg_atomic_uint64 trial;		/* until when one runs that others wait for */
 	int32		size;
 	Hand		hands[FLEXIBLE_ARRAY_MEMBER];
 } Suspects;
 
 static HandFile *file = NULL;
 static Suspects *suspects = NULL;
+static uint64 my_trial = 0;		/* what we put into suspects->trial */
 
 /* crashes may follow each other before a suspect was tried */
 static int
@@ -99,6 +109,7 @@ dgen_hand_init(void *place, bool found)
 		return;
 	memset(place, 0, dgen_hand_size());
 	pg_atomic_init_u32(&suspects->count, 0);
+	pg_atomic_init_u64(&suspects->trial, 0);
 	suspects->size = suspects_max();
 }
 
@@ -251,6 +262,32 @@ dgen_hand_clear(void)
 
 	if (hand != NULL)
 		hand->message_id = 0;
+	if (my_trial != 0)
+		(void) pg_atomic_compare_exchange_u64(&suspects->trial, &my_trial, 0);
+	my_trial = 0;
+}
+
+/*
+ * May a message that was lost with a worker run now?  The caller runs it alone
+ * then, and dgen_hand_clear() ends its trial.  False: another is on trial; *again
+ * is when to ask again.
+ */
+bool
+dgen_hand_try(TimestampTz *again)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	uint64		trial = pg_atomic_read_u64(&suspects->trial);
+
+	if (my_trial != 0 && trial == my_trial)
+		return true;
+	*again = TimestampTzPlusMilliseconds(now, TRIAL_POLL_MS);
+	if ((TimestampTz) trial > now)
+		return false;
+	my_trial = (uint64) TimestampTzPlusMilliseconds(now, TRIAL_MS);
+	if (pg_atomic_compare_exchange_u64(&suspects->trial, &trial, my_trial))
+		return true;
+	my_trial = 0;
+	return false;
 }
 
 static int

@@ -144,6 +144,46 @@ def test_message_that_crashes_the_server(cluster):
     assert crashes() == before + 1
 
 
+def test_victims_of_a_crash_are_not_blamed_for_the_next(cluster):
+    """Two messages run at the same time, again and again, and one of them
+    brings down the server: only that one is given up."""
+    cluster.psql("CREATE EXTENSION dgen")
+    try:
+        cluster.psql("CREATE EXTENSION plpython3u")
+    except AssertionError as e:
+        pytest.skip("no plpython3u: %s" % e)
+    cluster.psql("""
+        CREATE SCHEMA bomb;
+        CREATE FUNCTION bomb.handle_cast(message jsonb, state jsonb) RETURNS jsonb
+        LANGUAGE plpython3u AS $$
+            import os, resource, time
+            time.sleep(0.7 if message == '"boom"' else 0.9)
+            if message == '"boom"':
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                os.kill(os.getpid(), 11)
+            return '"done"'
+        $$;
+        SELECT dgen.create_module('bomb', max_attempts => 3, backoff_initial => '20 ms', backoff_factor => 1);""")
+    cluster.signals.add(11)
+    cluster.psql("""
+        SELECT dgen.cast('bomb/2', '"tick"');
+        SELECT dgen.cast('bomb/3', '"tick"');
+        SELECT dgen.cast('bomb/1', '"boom"');""")
+
+    def settled():
+        try:
+            with cluster.connect() as conn:
+                return value(conn, "SELECT count(*) FROM dgen.dead_letters") > 0 and \
+                    value(conn, "SELECT count(*) FROM dgen.message") == 0
+        except psycopg.OperationalError:
+            return False
+    wait_for(settled, 90, interval=0.2, message="no dead letter, or messages left")
+    with connect_again(cluster) as conn:
+        assert [(l[0], l[1]) for l in letters(conn)] == [("bomb/1", "OT020")]
+        assert value(conn, "SELECT dgen.state('bomb/2')") == "done"
+
+
+
 def test_handler_that_ends_its_worker(db, shared_cluster):
     make(shared_cluster, "m", QUICK + ", max_attempts => 3")
     bad = value(db, """SELECT dgen.cast('m/1', '{"do": "terminate"}')""")
