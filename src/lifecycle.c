@@ -32,6 +32,7 @@
 
 #include "access/htup_details.h"
 #include "catalog/objectaccess.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_class_d.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_extension_d.h"
@@ -211,6 +212,23 @@ owns_database(Oid database)
 	return object_ownercheck(DatabaseRelationId, database, GetUserId());
 }
 
+/* PostgreSQL's own have_createdb_privilege() is not exported by all minor versions. */
+static bool
+may_create_databases(void)
+{
+	HeapTuple	tuple;
+	bool		result;
+
+	if (superuser())
+		return true;
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	result = ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+	ReleaseSysCache(tuple);
+	return result;
+}
+
 /* The template of a CREATE DATABASE, if the caller may copy it. */
 static Oid
 template_of(CreatedbStmt *stmt)
@@ -234,7 +252,7 @@ template_of(CreatedbStmt *stmt)
 		SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database)) : NULL;
 	if (!HeapTupleIsValid(tuple))
 		return InvalidOid;
-	allowed = have_createdb_privilege() &&
+	allowed = may_create_databases() &&
 		(((Form_pg_database) GETSTRUCT(tuple))->datistemplate || owns_database(database));
 	ReleaseSysCache(tuple);
 	return allowed ? database : InvalidOid;
@@ -266,7 +284,7 @@ wanted_database(Node *stmt, bool top_level)
 	/* may run inside a function, too */
 	if (IsA(stmt, RenameStmt) && ((RenameStmt *) stmt)->renameType == OBJECT_DATABASE)
 	{
-		if (have_createdb_privilege())
+		if (may_create_databases())
 			name = ((RenameStmt *) stmt)->subname;
 	}
 	else if (!top_level)
