@@ -22,6 +22,15 @@ import time
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+# What INSTRUMENT= adds to the compiler's and the linker's flags
+INSTRUMENTS = {
+    "coverage": "--coverage -O0",
+    "sanitizers": "-fsanitize=address,undefined -fno-sanitize-recover=undefined "
+                  "-fno-omit-frame-pointer -O1 -g",
+    "valgrind": "-O1 -g",
+}
+INSTRUMENT = os.environ.get("INSTRUMENT", "")
+
 
 class BuildError(Exception):
     pass
@@ -61,6 +70,37 @@ def clean_environment():
            and not k.startswith("MAKE") and k not in ("MFLAGS", "GNUMAKEFLAGS", "LANGUAGE")}
     env["LC_ALL"] = "C.UTF-8"
     return env
+
+
+def server_environment():
+    """What a server wants in its environment to run an instrumented dgen."""
+    if INSTRUMENT != "sanitizers":
+        return {}
+    libraries = [subprocess.run(["gcc", "-print-file-name=" + name], check=True, text=True,
+                                stdout=subprocess.PIPE).stdout.strip()
+                 for name in ("libasan.so", "libubsan.so")]
+    return {"LD_PRELOAD": " ".join(libraries),
+            # PostgreSQL leaves memory to exit(); a core of it all would fill the disk
+            "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:disable_coredump=1:"
+                            "detect_stack_use_after_return=0",
+            "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1"}
+
+
+def server_options(build):
+    """What pg_ctl start wants to be told to run a server below valgrind."""
+    if INSTRUMENT != "valgrind":
+        return []
+    wrapper = os.path.join(build.rundir, "postgres-below-valgrind")
+    if not os.path.exists(wrapper):
+        with open(wrapper, "w") as f:
+            # what it finds goes to the server's log, where the tests look for it
+            f.write("#!/bin/sh\nexec valgrind --quiet --trace-children=yes --leak-check=no "
+                    "--track-origins=yes --error-markers=VALGRINDERROR-BEGIN,VALGRINDERROR-END "
+                    "--suppressions=%s --suppressions=%s %s \"$@\"\n"
+                    % (os.path.join(build.ask("sharedir"), "valgrind.supp"),
+                       os.path.join(TOP, "test", "valgrind.supp"), build.program("postgres")))
+        os.chmod(wrapper, 0o755)
+    return ["-p", wrapper]
 
 
 def find_pg_config():
@@ -211,6 +251,8 @@ class Build:
         key = "pg%d" % self.major
         if not prefix.startswith("/usr/lib/postgresql/"):
             key += re.sub(r"[^A-Za-z0-9]+", "-", os.path.dirname(prefix))
+        if INSTRUMENT:
+            key += "-" + INSTRUMENT
         tree = os.path.join(TOP, "build", key)
         os.makedirs(tree, exist_ok=True)
         with open(os.path.join(tree, ".lock"), "w") as lock:
@@ -219,6 +261,8 @@ class Build:
             command = ["make", "-C", tree, "PG_CONFIG=" + pg_config]
             if werror:
                 command.append("WERROR=1")
+            if INSTRUMENT:
+                command.append("COPT=" + INSTRUMENTS[INSTRUMENT])
             self._run_make(command + ["-j%d" % (os.cpu_count() or 1), "all"], quiet)
             if self.method() == "prefix":
                 if prefix.startswith("/usr/"):
@@ -227,6 +271,9 @@ class Build:
                 self._run_make(command + ["install"], quiet)
             else:
                 self._run_make(command + ["install", "DESTDIR=" + self.inst], quiet)
+            if INSTRUMENT == "coverage":
+                # servers leave their counts beside the objects
+                give_to_server_user(os.path.join(tree, "src"))
 
     @staticmethod
     def _link_sources(tree):
@@ -306,7 +353,8 @@ def processes_in(directory):
 
 def _is_postgres(pid):
     try:
-        return os.path.basename(os.readlink("/proc/%d/exe" % pid)).split(" ")[0] == "postgres"
+        name = os.path.basename(os.readlink("/proc/%d/exe" % pid)).split(" ")[0]
+        return name == "postgres" or INSTRUMENT == "valgrind" and name.startswith("memcheck-")
     except OSError:
         return False
 

@@ -24,8 +24,8 @@ import subprocess
 import tempfile
 import time
 
-from build import (TOP, Build, as_server_user, clean_environment, give_to_server_user,
-                   kill_processes_in, processes_in)
+from build import (INSTRUMENT, TOP, Build, as_server_user, clean_environment, give_to_server_user,
+                   kill_processes_in, processes_in, server_environment, server_options)
 
 PORT = 5432         # only part of the socket's name, unless tcp is asked for
 
@@ -158,15 +158,16 @@ class Cluster:
     def reload(self):
         self.run("pg_ctl", "reload", "-D", self.data)
 
-    def start(self, timeout=60, wait=True):
+    def start(self, timeout=10 * 60 if INSTRUMENT else 60, wait=True):
         try:
             self.run("pg_ctl", "start", "-D", self.data, "-l", self.log,
-                     "-t", str(timeout), "-w" if wait else "-W")
+                     "-t", str(timeout), "-w" if wait else "-W", *server_options(self.build),
+                     env=server_environment())
         except ClusterError as e:
             raise ClusterError("%s\n--- end of the server's log:\n%s" % (e, self.log_tail())) from None
         return self
 
-    def stop(self, mode="fast", timeout=60):
+    def stop(self, mode="fast", timeout=10 * 60 if INSTRUMENT else 60):
         """mode: smart, fast or immediate.  An error if it does not stop in time."""
         if not self.is_running():
             return
@@ -276,9 +277,9 @@ class Cluster:
 
     # --- talking to it
 
-    def run(self, program, *arguments, input=None, check=True, timeout=None):
+    def run(self, program, *arguments, input=None, check=True, timeout=None, env=None):
         """A program of this PostgreSQL, as the server's user.  Its output."""
-        env = dict(clean_environment(), **self.env)
+        env = dict(clean_environment(), **self.env, **(env or {}))
         # through a file: a server that pg_ctl leaves behind would keep a pipe open
         with tempfile.TemporaryFile("w+") as out:
             result = subprocess.run([self.build.program(program), *arguments], env=env,
@@ -354,7 +355,7 @@ class Cluster:
         with -9 or with what it has put into signals, what follows from that
         is none."""
         allowed = "|".join("%d:" % s for s in sorted(self.signals))
-        pattern = (r"PANIC: |TRAP: |write past chunk end|Sanitizer|runtime error: "
+        pattern = (r"PANIC: |TRAP: |write past chunk end|Sanitizer|runtime error: |VALGRINDERROR"
                    r"|terminated by signal " + (r"(?!%s)" % allowed if allowed else ""))
         if not allowed:
             pattern += r"|reinitializing"

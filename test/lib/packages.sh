@@ -37,6 +37,8 @@ need_packages() {
                 ruby -e 'require "active_record"; require "pg"' 2>/dev/null ||
                     missing+=(ruby-activerecord ruby-pg) ;;
             java) command -v javac >/dev/null || missing+=(default-jdk-headless) ;;
+            lcov | bison | flex | valgrind) command -v "$name" >/dev/null || missing+=("$name") ;;
+            source-tools) command -v dpkg-source >/dev/null || missing+=(source-tools) ;;
             jdbc) [ -e /usr/share/java/postgresql.jar ] || missing+=(libpostgresql-jdbc-java) ;;
             *) echo "need_packages: $name?" >&2; return 2 ;;
         esac
@@ -76,6 +78,7 @@ need_packages() {
     local packages=()
     for name in "${missing[@]}"; do
         case $name in
+            source-tools) packages+=(dpkg-dev) ;;
             server) packages+=("postgresql-$version" "postgresql-server-dev-$version") ;;
             cron)
                 # not every Debian has it for every server; its test is skipped then

@@ -12,7 +12,8 @@ import threading
 import time
 import xml.etree.ElementTree as ElementTree
 
-from build import TOP, Build, BuildError, build_root, clean_environment, server_user
+from build import (INSTRUMENT, TOP, Build, BuildError, build_root, clean_environment,
+                   server_user)
 from cluster import PORT, Cluster
 
 TEST = os.path.join(TOP, "test")
@@ -20,6 +21,9 @@ TEST = os.path.join(TOP, "test")
 # seconds; each suite's own and, without the long one, of all together
 LIMITS = {"regress": 480, "isolation": 480, "client": 1080, "clients": 1080, "long": 4 * 3600}
 LIMIT = 23 * 60
+# instrumented code is slow
+if INSTRUMENT:
+    LIMIT, LIMITS = 6 * LIMIT, {suite: 6 * seconds for suite, seconds in LIMITS.items()}
 DEFAULT_SUITES = ("regress", "isolation", "client")
 # pytest's marks of the suites that pytest runs
 MARKS = {"client": "not long and not clients", "clients": "clients", "long": "long"}
@@ -135,7 +139,9 @@ class Driver:
                     continue
                 seen.add(name)
                 seconds = int(ms or 0) / 1000
-                if good:
+                # below valgrind deadlines pass and results differ: what counts
+                # is that nothing dies, and that the log tells of no error
+                if good or INSTRUMENT == "valgrind" and "exited" not in line:
                     self.ok(suite, name, seconds)
                 elif self.accept:
                     shutil.copy("%s/results/%s.out" % (work, name), "%s/%s.out" % (expected, name))
