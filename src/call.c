@@ -48,6 +48,7 @@
 
 #define CANCEL_GRACE_MS 50
 #define CONNECTION_CHECK_MS 1000
+#define STARVED_MS 2000			/* no place for a worker for so long is not to change soon */
 #define DEFAULT_TIMEOUT_USECS INT64CONST(5000000)
 
 /* one outstanding call of this backend */
@@ -537,6 +538,20 @@ raise_unknown(Outstanding *o)
 			 errhint("Look at the server's state, or call with a request_key, and again with the same one.")));
 }
 
+/*
+ * Is there nobody to run it, and nobody to be had?  The launcher has tried some
+ * times by then: a place that is being given up is no reason to refuse a call.
+ */
+static bool
+is_starved(Outstanding *o, TimestampTz now)
+{
+	DgenPool   *pool = &dgen_shared->pools[o->call->pool];
+	TimestampTz refused_at = pool->refused_at;
+
+	return refused_at != 0 && pool->nworkers == 0 &&
+		TimestampDifferenceExceeds(refused_at, now, STARVED_MS);
+}
+
 /* The deadline has come before the reply. */
 static void
 raise_timeout(Outstanding *o)
@@ -644,9 +659,7 @@ await(Outstanding *o)
 				raise_unknown(o);
 			break;
 		}
-		if (now >= starve_after &&
-			dgen_shared->pools[o->call->pool].refused_at != 0 &&
-			dgen_shared->pools[o->call->pool].nworkers == 0 && withdraw(o))
+		if (now >= starve_after && is_starved(o, now) && withdraw(o))
 			raise_timeout(o);
 		if (now < lock_after)
 			sleep_until(o, Min(deadline, lock_after));

@@ -510,10 +510,10 @@ def test_more_owners_than_workers(cluster):
             with cluster.connect() as other:
                 begin = time.monotonic()
                 assert value(other, "SELECT dgen.call('%s/call', '{\"do\": \"call\"}', "
-                                    "timeout => '20 s')" % name) == {"do": "call"}
+                                    "timeout => '60 s')" % name) == {"do": "call"}
                 calls.append(time.monotonic() - begin)
         threads = [lambda name=name: call(name) for name in owners]
-        in_threads(threads, timeout=60)
+        in_threads(threads, timeout=100)
         wait_for(lambda: done(conn, "cast") == 15 * 20, 20)
         most = value(conn, "SELECT count(*) FROM dgen.workers")
         conn.execute("INSERT INTO flag VALUES ('enough')")
