@@ -5,21 +5,25 @@ In ```sql blocks a comment `--> value` is the row that the statement before it
 returns (columns apart by ` | `, NULL as null; one such comment for each row),
 and `--! SQLSTATE` the error that it raises.  A statement without either may
 return anything, but must not fail.  `\\gset` instead of the semicolon keeps its
-columns as variables, as in psql.  The blocks of one file are one session.
+columns as variables, as in psql.  The blocks of one file are one session.  A
+```python block between them is a program of its own, which connects as the
+environment says; `# --> line` is what it prints.
 """
 
+import glob
 import json
 import os
 import re
+import subprocess
+import sys
 
 import psycopg
 import pytest
 
-from build import TOP
+from build import TOP, clean_environment
 
 README = os.path.join(TOP, "README.md")
 REFERENCE = os.path.join(TOP, "doc", "reference.md")
-CLIENTS = os.path.join(TOP, "doc", "clients.md")
 
 
 def text_of(path):
@@ -27,11 +31,11 @@ def text_of(path):
         return f.read()
 
 
-def sql_blocks(path):
-    """[(number of the first line, text)]"""
+def blocks_of(path):
+    """[(number of the first line, language, text)]"""
     text = text_of(path)
-    return [(text.count("\n", 0, m.start(1)) + 1, m.group(1))
-            for m in re.finditer(r"^```sql\n(.*?)^```", text, re.S | re.M)]
+    return [(text.count("\n", 0, m.start(2)) + 1, m.group(1), m.group(2))
+            for m in re.finditer(r"^```(sql|python)\n(.*?)^```", text, re.S | re.M)]
 
 
 TOKEN = re.compile(r"""
@@ -94,12 +98,22 @@ def run(conn, statement, variables):
 
 
 def run_file(cluster, path):
-    return run_blocks(cluster, sql_blocks(path))
+    return run_blocks(cluster, blocks_of(path))
 
 
 def run_script(cluster, path):
     """The same of a file of SQL."""
-    return run_blocks(cluster, [(1, text_of(path))])
+    return run_blocks(cluster, [(1, "sql", text_of(path))])
+
+
+def run_program(cluster, text):
+    """What a program printed, and what it says that it prints."""
+    info = cluster.conninfo()
+    env = dict(clean_environment(), PGHOST=info["host"], PGPORT=str(info["port"]),
+               PGUSER=info["user"], PGDATABASE=info["dbname"])
+    done = subprocess.run([sys.executable, "-B", "-c", text], env=env, text=True, timeout=60,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return done.stdout.splitlines(), re.findall(r"# --> (.*)$", text, re.M)
 
 
 def run_blocks(cluster, blocks):
@@ -108,7 +122,13 @@ def run_blocks(cluster, blocks):
     checked = 0
     with cluster.connect() as conn:
         conn.execute("SET client_min_messages = error")
-        for line, block in blocks:
+        for line, language, block in blocks:
+            if language == "python":
+                printed, expected = run_program(cluster, block)
+                checked += 1
+                if printed != expected:
+                    wrong.append("line %d: printed\n%s\n  should be %r" % (line, "\n".join(printed), expected))
+                continue
             for statement in statements(block, line):
                 error, result = run(conn, statement, variables)
                 checked += 1
@@ -128,6 +148,17 @@ def test_readme_examples(cluster):
 
 def test_reference_examples(cluster):
     assert run_file(cluster, REFERENCE) > 100
+
+
+# other documents; what is told elsewhere has a test of its own
+ELSEWHERE = {"reference.md"}
+DOCUMENTS = sorted(glob.glob(os.path.join(TOP, "doc", "*.md")))
+
+
+@pytest.mark.parametrize("path", [p for p in DOCUMENTS if os.path.basename(p) not in ELSEWHERE
+                                  and blocks_of(p)], ids=os.path.basename)
+def test_document(cluster, path):
+    assert run_file(cluster, path) > 5
 
 
 # --- all that there is, is in the reference
@@ -326,8 +357,9 @@ def anchor(heading):
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("path", [README, REFERENCE, CLIENTS, os.path.join(TOP, "CHANGELOG.md")],
-                         ids=os.path.basename)
+@pytest.mark.parametrize("path", sorted({README, os.path.join(TOP, "CHANGELOG.md"), *DOCUMENTS,
+                                         *glob.glob(os.path.join(TOP, "*", "README.md"))}),
+                         ids=lambda path: os.path.relpath(path, TOP))
 def test_links(path):
     for target in re.findall(r"\]\(([^)]+)\)", text_of(path)):
         if "://" in target:
