@@ -8,7 +8,7 @@
 #   make demo, demo-stop   a small ledger on a private throwaway cluster
 #   make bench             the benchmarks, in private throwaway clusters
 #   make bench-plots       how cost grows, measured and drawn into doc/plots
-#   make dist              the release archive
+#   make dist              the release archive, into DISTDIR
 #   make release-script    keeps this version's install script, which never changes from then on
 
 EXTENSION  = dgen
@@ -52,7 +52,8 @@ bench-plots:
 	@$(top)/bench/run plots
 
 dist:
-	git -C $(top) archive --format zip --prefix=dgen-$(EXTVERSION)/ -o dgen-$(EXTVERSION).zip HEAD
+	git -C $(top) archive --format zip --prefix=dgen-$(EXTVERSION)/ \
+		-o $(abspath $(or $(DISTDIR),.))/dgen-$(EXTVERSION).zip HEAD
 
 release-script:
 	@test ! -e $(top)/sql/released/dgen--$(EXTVERSION).sql || \

@@ -11,7 +11,6 @@ environment says; `# --> line` is what it prints.
 """
 
 import glob
-import json
 import os
 import re
 import subprocess
@@ -339,17 +338,6 @@ def test_comments(catalog):
         SELECT 'extension' FROM pg_extension WHERE extname = 'dgen' AND obj_description(oid, 'pg_extension') IS NULL
         """).fetchall()
     assert without == []
-
-
-def test_meta():
-    """What PGXN asks for, and versions that agree."""
-    meta = json.loads(text_of(os.path.join(TOP, "META.json")))
-    assert {"name", "version", "abstract", "maintainer", "license", "provides", "meta-spec"} <= set(meta)
-    version = re.search(r"^default_version = '(.*)'", text_of(os.path.join(TOP, "dgen.control")), re.M).group(1)
-    assert meta["version"] == meta["provides"]["dgen"]["version"] == version
-    for name in ("file", "docfile"):
-        assert os.path.exists(os.path.join(TOP, meta["provides"]["dgen"][name]))
-    assert re.search(r"^## %s\b" % re.escape(version), text_of(os.path.join(TOP, "CHANGELOG.md")), re.M)
 
 
 def anchor(heading):
