@@ -374,7 +374,9 @@ COMMENT ON COLUMN dgen.names.registered_by IS 'role that registered it';
 /* Becomes part of the query that calls it, which then uses the index. */
 CREATE FUNCTION dgen.find_names(metadata jsonb)
 RETURNS SETOF dgen.names LANGUAGE sql STABLE PARALLEL UNSAFE
-AS $$ SELECT n.* FROM dgen.names n WHERE n.metadata OPERATOR(dgen.@>) $1 $$;
+BEGIN ATOMIC
+	SELECT n.* FROM dgen.names n WHERE n.metadata OPERATOR(dgen.@>) $1;
+END;
 COMMENT ON FUNCTION dgen.find_names(jsonb) IS
 'rows of dgen.names whose metadata contains this';
 
