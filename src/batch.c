@@ -705,6 +705,9 @@ fail_cancelled(Batch *b, BatchItem *item, DgenInterrupt why)
 static void
 fail_item(Batch *b, BatchItem *item, DgenInterrupt why)
 {
+	/* at once, unless what follows finds that it must wait */
+	for (int i = 0; i < b->nleases; i++)
+		b->leases[i].more = true;
 	if (item->msg != NULL)
 		dgen_failure_record(b, item);
 	else
@@ -716,8 +719,6 @@ fail_item(Batch *b, BatchItem *item, DgenInterrupt why)
 		dgen_stat_failure(b);
 		fail_call(b, item, why);
 	}
-	for (int i = 0; i < b->nleases; i++)
-		b->leases[i].more = true;
 }
 
 /* One item runs alone next: let all others go to whoever is free. */

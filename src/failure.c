@@ -396,11 +396,9 @@ note_crash(Batch *b, BatchItem *item, DgenModule *module, DgenServer *server)
 		dgen_crash_note(module, server, server->incarnation, b->error);
 }
 
-/* crashed: by an error of the handler, as opposed to the loss of its worker */
 static void
-record(Batch *b, BatchItem *item, bool crashed)
+record_for(Batch *b, BatchItem *item, DgenModule *module, bool crashed)
 {
-	DgenModule *module = dgen_module_by_id(b->module_id);
 	DgenMessage *msg = item->msg;
 	DgenTable  *messages = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
 	DgenTable  *attempts = dgen_table_open(DGEN_T_ATTEMPT, RowExclusiveLock);
@@ -408,15 +406,12 @@ record(Batch *b, BatchItem *item, bool crashed)
 	DgenServer *server;
 	Attempt		a;
 
-	if (module == NULL)
-		return;
 	/* of an effect the server's lease is not held, and its row not written */
 	server = is_effect(msg) ? NULL : dgen_server_read(servers, msg->server, msg->hash, NULL);
 	/* work whose lock was broken is nobody's failure */
 	if (b->lock_token != 0 && (server->lock_id != msg->id || server->lock_token != b->lock_token))
 		return;
 	read_attempt(attempts, msg->id, &a);
-	PushActiveSnapshot(GetTransactionSnapshot());
 	if (msg->kind == DGEN_KIND_CALL && b->lock_token == 0)
 		fail_kept(b, messages, msg);
 	else
@@ -446,10 +441,25 @@ record(Batch *b, BatchItem *item, bool crashed)
 			note_crash(b, item, module, server);
 		dgen_server_write(servers, server, NULL);
 	}
-	PopActiveSnapshot();
 	dgen_table_close(messages);
 	dgen_table_close(attempts);
 	dgen_table_close(servers);
+}
+
+/*
+ * crashed: by an error of the handler, as opposed to the loss of its worker.
+ * The snapshot comes before the server's row is read: a large state is toasted.
+ */
+static void
+record(Batch *b, BatchItem *item, bool crashed)
+{
+	DgenModule *module = dgen_module_by_id(b->module_id);
+
+	if (module == NULL)
+		return;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	record_for(b, item, module, crashed);
+	PopActiveSnapshot();
 }
 
 /* The same in the present transaction, for work that a client has failed. */
@@ -488,8 +498,8 @@ record_crash(Batch *b, BatchItem *item)
 	(void) dgen_lease_take(failed->hash, true);
 	AtEOXact_GUC(false, level);
 	servers = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
-	server = dgen_server_read(servers, failed->address, failed->hash, NULL);
 	PushActiveSnapshot(GetTransactionSnapshot());
+	server = dgen_server_read(servers, failed->address, failed->hash, NULL);
 	dgen_crash_note(module, server, failed->incarnation, b->error);
 	dgen_server_write(servers, server, NULL);
 	PopActiveSnapshot();
@@ -535,7 +545,10 @@ in_transaction(Batch *b, BatchItem *item, void (*what) (Batch *, BatchItem *))
 						item->msg ? item->msg->server : b->servers[item->server].server->address,
 						edata->message)));
 		for (int i = 0; i < b->nleases; i++)
+		{
+			b->leases[i].more = false;
 			b->leases[i].park_until = GetCurrentTimestamp() + INT64CONST(1000000);
+		}
 		RESUME_INTERRUPTS();
 	}
 	PG_END_TRY();

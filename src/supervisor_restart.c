@@ -237,13 +237,15 @@ static char *
 exit_reason(const char *address, int64 *exit_id)
 {
 	DgenTable  *table = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
-	DgenServer *server = dgen_server_read(table, address, dgen_address_hash(address, strlen(address)), NULL);
+	DgenServer	server;
 
+	/* without its state: that takes a snapshot, which is for after the leases */
+	(void) dgen_server_peek(table, address, NULL, &server);
 	dgen_table_close(table);
-	if (!dgen_server_is_down(server) || server->continue_id == 0)
+	if (!dgen_server_is_down(&server) || server.continue_id == 0)
 		return NULL;
-	*exit_id = server->continue_id;
-	return server->stop_reason ? server->stop_reason : "unknown";
+	*exit_id = server.continue_id;
+	return server.stop_reason ? server.stop_reason : "unknown";
 }
 
 /* Is a module of theirs suspended?  Then the restart waits for its resume. */

@@ -219,6 +219,46 @@ def test_fault_that_holds(db, shared_cluster):
     assert_nothing_left(db)
 
 
+@pytest.mark.parametrize("what", ["cast", "crash", "supervised"])
+def test_failure_with_a_large_state(db, shared_cluster, what):
+    """A state that is toasted, read anew by the worker that records a failure."""
+    make(shared_cluster, "m", QUICK + ", max_attempts => 2" +
+         (", on_crash_loop => 'suspend', crash_limit => 1" if what == "crash" else ""))
+    large = "(SELECT jsonb_object_agg(n::text, md5(n::text)) FROM generate_series(1, 3000) n)"
+    if what == "supervised":
+        db.execute("SELECT dgen.supervise('t', '{\"children\": [{\"id\": \"1\", \"server\": \"m/1\"}]}')")
+    else:
+        db.execute("SELECT dgen.start('m/1')")
+    db.execute("SELECT dgen.replace_state('m/1', %s)" % large)
+    if what == "cast":
+        db.execute("""SELECT dgen.cast('m/1', '{"do": "raise"}')""")
+        wait_for(lambda: letters(db) == [("m/1", "P0001", 2)])
+    elif what == "crash":
+        assert sqlstate(db, """SELECT dgen.call('m/1', '{"do": "endless", "priority": "x"}')""") == "22P02"
+        wait_for(lambda: value(db, "SELECT suspended_at IS NOT NULL FROM dgen.server WHERE server = 'm/1'"))
+    else:
+        assert sqlstate(db, """SELECT dgen.call('m/1', '{"do": "endless", "priority": "x"}')""") == "22P02"
+        wait_for(lambda: value(db, "SELECT incarnation FROM dgen.server WHERE server = 'm/1' AND status = 'a'") == 2)
+        assert value(db, "SELECT dgen.state('m/1') ? '3000'") is True
+        db.execute("SELECT dgen.stop_supervisor('t')")
+    assert "could not" not in shared_cluster.log_text()
+
+
+def test_failure_that_cannot_be_recorded(db, shared_cluster):
+    """Is tried again once a second, and said as often."""
+    make(shared_cluster, "m", QUICK + ", max_attempts => 1")
+    shared_cluster.log_mark()
+    # the library refuses an index like that, when it comes to write
+    db.execute("CREATE INDEX wrong ON dgen.letter ((attempts + 1))")
+    db.execute("""SELECT dgen.cast('m/1', '{"do": "raise"}')""")
+    told = "could not record the failure of a message to server \"m/1\""
+    wait_for(lambda: shared_cluster.log_since_mark().count(told) >= 2)
+    assert shared_cluster.log_since_mark().count(told) <= 3
+    db.execute("DROP INDEX dgen.wrong")
+    wait_for(lambda: letters(db) == [("m/1", "P0001", 1)])
+    assert_nothing_left(db, letters=1)
+
+
 def test_fault_that_counts(db, shared_cluster):
     """While other messages of the module succeed, it is the message's own."""
     make(shared_cluster, "m", QUICK + ", max_attempts => 2")
