@@ -156,6 +156,7 @@ class Build:
         self.pg_config = pg_config
         self.rundir = rundir
         self.inst = os.path.join(rundir, "inst")
+        self.inside = False         # dgen is to be in PostgreSQL's own prefix
 
     # --- sharing one between processes
 
@@ -201,6 +202,8 @@ class Build:
         """How a server is told of an extension that is not in its prefix:
         'destdir' (Debian's setting), 'path' (a setting of 18), or 'prefix'
         when it cannot be told."""
+        if self.inside:
+            return "prefix"
         with open(self.program("postgres"), "rb") as f:
             binary = f.read()
         if b"extension_destdir" in binary:
@@ -241,6 +244,26 @@ class Build:
             raise
         return build
 
+    @classmethod
+    def make_other(cls, pg_config):
+        """One more, for another PostgreSQL than that of PG_CONFIG, for
+        pg_upgrade: which looks for libraries in $libdir only.  So one that has
+        no directory of Debian's for them is copied, and gets dgen inside."""
+        rundir = tempfile.mkdtemp(prefix="other-", dir=build_root())
+        os.chmod(rundir, 0o755)
+        build = cls(pg_config, rundir)
+        try:
+            if build.method() != "destdir":
+                prefix = os.path.join(rundir, "pg")
+                subprocess.run(["cp", "-a", os.path.dirname(build.bindir), prefix], check=True)
+                build = cls(os.path.join(prefix, "bin", "pg_config"), rundir)
+                build.inside = True
+            build._build_and_install(True, True)
+        except BaseException:
+            build.cleanup()
+            raise
+        return build
+
     def _build_and_install(self, werror, quiet):
         pg_config = self.pg_config
         if self.major < 15:
@@ -253,7 +276,7 @@ class Build:
             key += re.sub(r"[^A-Za-z0-9]+", "-", os.path.dirname(prefix))
         if INSTRUMENT:
             key += "-" + INSTRUMENT
-        tree = os.path.join(TOP, "build", key)
+        tree = os.path.join(self.rundir if self.inside else os.path.join(TOP, "build"), key)
         os.makedirs(tree, exist_ok=True)
         with open(os.path.join(tree, ".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

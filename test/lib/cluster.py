@@ -89,6 +89,7 @@ class Cluster:
         self.preload = preload
         self.fresh = fresh
         self.env = {}               # more environment for the server
+        self.initdb_options = []    # with fresh
         self.signals = set()        # those that this test itself kills processes with
         self._marked = 0
         Cluster.instances.append(self)
@@ -127,7 +128,7 @@ class Cluster:
 
     def _initdb(self, data):
         self.run("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8",
-                 "--no-locale", "-N")
+                 "--no-locale", "-N", *self.initdb_options)
 
     def write_conf(self):
         """Writes the settings; they count from the next start or reload()."""
@@ -277,7 +278,7 @@ class Cluster:
 
     # --- talking to it
 
-    def run(self, program, *arguments, input=None, check=True, timeout=None, env=None):
+    def run(self, program, *arguments, input=None, check=True, timeout=None, env=None, cwd="/"):
         """A program of this PostgreSQL, as the server's user.  Its output."""
         env = dict(clean_environment(), **self.env, **(env or {}))
         # through a file: a server that pg_ctl leaves behind would keep a pipe open
@@ -286,7 +287,7 @@ class Cluster:
                                     input=input, text=True, timeout=timeout, stdout=out,
                                     stderr=subprocess.STDOUT,
                                     **({} if input is not None else {"stdin": subprocess.DEVNULL}),
-                                    **as_server_user())
+                                    **dict(as_server_user(), cwd=cwd))
             out.seek(0)
             text = out.read()
         if check and result.returncode != 0:
