@@ -9,7 +9,7 @@ GRANT USAGE ON SCHEMA dgen TO PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA dgen FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA dgen FROM PUBLIC;
 GRANT SELECT ON dgen.servers, dgen.messages, dgen.modules, dgen.dead_letters, dgen.workers, dgen.pools,
-	dgen.progress_migrate, dgen.names, dgen.groups, dgen.monitors, dgen.traces, dgen.trace_log,
+	dgen.progress, dgen.progress_migrate, dgen.names, dgen.groups, dgen.monitors, dgen.traces, dgen.trace_log,
 	dgen.timers, dgen.supervisors, dgen.children, dgen.stat_module, dgen.stat_server, dgen.stat_worker,
 	dgen.stat_activity, dgen.stat_queue, dgen.stat_timers, dgen.stat_database TO PUBLIC;
 

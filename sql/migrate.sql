@@ -28,21 +28,38 @@ AS 'MODULE_PATHNAME', 'dgen_migrate_all';
 COMMENT ON PROCEDURE dgen.migrate_all(text, bigint, bigint, bigint) IS
 'bring all servers of a module to its vsn, in a transaction for each batch of servers; one that fails is left as it is, and counted';
 
-CREATE FUNCTION dgen.migrate_progress(
+CREATE FUNCTION dgen.progress_info(
 	OUT pid integer,
+	OUT command text,
 	OUT module text,
+	OUT done bigint,
+	OUT total bigint,
+	OUT failed bigint,
 	OUT dry_run boolean,
-	OUT started_at timestamptz,
-	OUT servers_total bigint,
-	OUT servers_done bigint,
-	OUT servers_failed bigint)
+	OUT started_at timestamptz)
 RETURNS SETOF record LANGUAGE c STABLE PARALLEL UNSAFE ROWS 2
-AS 'MODULE_PATHNAME', 'dgen_migrate_progress';
-COMMENT ON FUNCTION dgen.migrate_progress() IS
-'source of view dgen.progress_migrate';
+AS 'MODULE_PATHNAME', 'dgen_progress_info';
+COMMENT ON FUNCTION dgen.progress_info() IS
+'source of views dgen.progress and dgen.progress_migrate';
+
+CREATE VIEW dgen.progress AS
+	SELECT * FROM dgen.progress_info();
+COMMENT ON VIEW dgen.progress IS
+'what takes long and is running in this database: how far it has come';
+COMMENT ON COLUMN dgen.progress.pid IS 'process that it runs in';
+COMMENT ON COLUMN dgen.progress.command IS 'migrate and refresh attributes, which count servers; requeue and purge: dead letters; delete and drop module: rows of all kinds';
+COMMENT ON COLUMN dgen.progress.module IS 'module that it is about';
+COMMENT ON COLUMN dgen.progress.done IS 'how many are done, failed ones included';
+COMMENT ON COLUMN dgen.progress.total IS 'how many there are, of drop module those that are counted; 0: not known, or not yet';
+COMMENT ON COLUMN dgen.progress.failed IS 'how many have failed';
+COMMENT ON COLUMN dgen.progress.dry_run IS 'nothing of it will remain';
+COMMENT ON COLUMN dgen.progress.started_at IS 'when it began';
 
 CREATE VIEW dgen.progress_migrate AS
-	SELECT * FROM dgen.migrate_progress();
+	SELECT pid, module, dry_run, started_at, total AS servers_total, done AS servers_done,
+		failed AS servers_failed
+	FROM dgen.progress_info()
+	WHERE command = 'migrate';
 COMMENT ON VIEW dgen.progress_migrate IS
 'migrations that are running in this database; of modules that the current user may read';
 COMMENT ON COLUMN dgen.progress_migrate.pid IS 'process that migrates';

@@ -437,7 +437,9 @@ dgen_delete(PG_FUNCTION_ARGS)
 	server = dgen_admin_open(module, &address, &table);
 	dgen_lock_break(server, "The server was deleted.");
 	found = server->exists && server->tombstone_until == 0;
+	dgen_progress_begin(DGEN_COMMAND_DELETE, module, false);
 	found |= dgen_letter_erase(module, &address) > 0;
+	dgen_progress_end();
 	found |= dgen_ties_end(server, "deleted", true) > 0;
 	dgen_trace_erase(&address);
 	dgen_statistics_erase(&address);

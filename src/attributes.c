@@ -27,7 +27,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "dgen.h"
+#include "stat.h"
 
 #include "access/skey.h"
 #include "access/stratnum.h"
@@ -350,6 +350,21 @@ begin_servers(DgenTable *table, const char *module)
 	return dgen_scan_begin(table, DGEN_I_PKEY, NULL, 2, keys);
 }
 
+static int64
+count_servers(DgenTable *table, const char *module)
+{
+	DgenScan   *scan = begin_servers(table, module);
+	int64		n = 0;
+
+	while (dgen_scan_next(scan) != NULL)
+	{
+		CHECK_FOR_INTERRUPTS();
+		n++;
+	}
+	dgen_scan_end(scan);
+	return n;
+}
+
 /*
  * Make the attributes of all servers of a module what the callback makes of
  * their states now; returns how many have changed.  dgen.server must be locked
@@ -366,6 +381,8 @@ dgen_attributes_fill(DgenModule *module)
 	Writer		w;
 	int64		changed = 0;
 
+	dgen_progress_begin(DGEN_COMMAND_REFRESH, module, false);
+	dgen_progress_total(count_servers(servers, module->name), false);
 	open_writer(&w, dgen_attributes_table(module->id));
 	while ((tuple = dgen_scan_next(scan)) != NULL)
 	{
@@ -379,6 +396,7 @@ dgen_attributes_fill(DgenModule *module)
 		/* what the callback is not made for keeps the row that it has */
 		if (!dgen_migration_pending(module, server))
 			changed += write_row(&w, server, run_callback(module, server, DGEN_AS_OWNER));
+		dgen_progress_step(false);
 		/* the scan has memory of its own, in the other context */
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(mcxt);
@@ -387,5 +405,6 @@ dgen_attributes_fill(DgenModule *module)
 	close_writer(&w);
 	dgen_scan_end(scan);
 	dgen_table_close(servers);
+	dgen_progress_end();
 	return changed;
 }

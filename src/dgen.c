@@ -34,6 +34,7 @@ xact_callback(XactEvent event, void *arg)
 	/* before anybody gets a reply, and so can look */
 	dgen_statistics_xact_callback(event);
 	dgen_stat_xact_callback(event);
+	dgen_progress_xact_callback(event);
 	dgen_batch_xact_callback(event);
 	dgen_deferred_xact_callback(event);
 	dgen_external_xact_callback(event);
@@ -80,6 +81,7 @@ subxact_callback(SubXactEvent event, SubTransactionId my, SubTransactionId paren
 	dgen_announce_subxact(event, my, parent);
 	dgen_statistics_subxact(event, my, parent);
 	dgen_stat_subxact(event, my, parent);
+	dgen_progress_subxact(event, my);
 }
 
 /* Does a plan read dgen.server? */

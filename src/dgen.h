@@ -1210,8 +1210,6 @@ extern void dgen_migrate_server(DgenActivation *act);
 /* the same with another state for the server, one of this vsn; gives what to set */
 extern Jsonb *dgen_migrate_state(DgenActivation *act, Jsonb *state, char *vsn);
 extern Jsonb *dgen_migrated_state(DgenModule *module, DgenServer *server);
-extern Size dgen_migration_size(void);
-extern void dgen_migration_init(void *place, bool found);
 
 /* ----------------------------------------------------------------- views.c */
 extern Jsonb *dgen_masked(DgenCallbackKind kind, const char *server, Jsonb *value);

@@ -19,7 +19,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "batch.h"
+#include "stat.h"
 
 #include "access/htup_details.h"
 #include "access/skey.h"
@@ -194,27 +194,49 @@ begin_letters(DgenTable *letters, DgenModule *module, const char *server)
 	return dgen_scan_begin(letters, DGEN_I_LETTER_SERVER, NULL, 2, keys);
 }
 
+static int64
+count_letters(DgenTable *letters, DgenModule *module, const char *server)
+{
+	DgenScan   *scan = begin_letters(letters, module, server);
+	int64		n = 0;
+
+	while (dgen_scan_next(scan) != NULL)
+	{
+		CHECK_FOR_INTERRUPTS();
+		n++;
+	}
+	dgen_scan_end(scan);
+	return n;
+}
+
 /* Do something with each letter, in order of server and id; how many it was done with. */
 static int64
-for_letters(DgenModule *module, const char *server, LetterAction action, TimestampTz before)
+for_letters(DgenModule *module, const char *server, DgenCommand command, LetterAction action,
+			TimestampTz before)
 {
 	DgenTable  *letters = dgen_table_open(DGEN_T_LETTER, RowExclusiveLock);
-	DgenScan   *scan = begin_letters(letters, module, server);
+	DgenScan   *scan;
 	MemoryContext row = AllocSetContextCreate(CurrentMemoryContext, "dgen letter",
 											  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old;
 	HeapTuple	tuple;
 	int64		n = 0;
 
+	dgen_progress_begin(command, module, false);
+	dgen_progress_total(count_letters(letters, module, server), false);
+	scan = begin_letters(letters, module, server);
 	while ((tuple = dgen_scan_next(scan)) != NULL)
 	{
 		CHECK_FOR_INTERRUPTS();
 		old = MemoryContextSwitchTo(row);
 		if (action(module, letters, tuple, before))
 			n++;
+		dgen_progress_step(false);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(row);
+		dgen_waitpoint_reach("dgen-letter");
 	}
+	dgen_progress_end();
 	dgen_scan_end(scan);
 	dgen_table_close(letters);
 	MemoryContextDelete(row);
@@ -245,7 +267,8 @@ dgen_requeue_all(PG_FUNCTION_ARGS)
 	dgen_module_check_operate(module);
 	dgen_admin_check();
 	CommandCounterIncrement();
-	PG_RETURN_INT64(for_letters(module, PG_ARGISNULL(0) ? NULL : address.text, requeue_letter, 0));
+	PG_RETURN_INT64(for_letters(module, PG_ARGISNULL(0) ? NULL : address.text, DGEN_COMMAND_REQUEUE,
+							   requeue_letter, 0));
 }
 
 static bool
@@ -278,7 +301,7 @@ dgen_purge(PG_FUNCTION_ARGS)
 	if (dgen_arg_interval(fcinfo, 1, "older_than", true, &span))
 		before -= span;
 	CommandCounterIncrement();
-	PG_RETURN_INT64(for_letters(module, NULL, purge_letter, before));
+	PG_RETURN_INT64(for_letters(module, NULL, DGEN_COMMAND_PURGE, purge_letter, before));
 }
 
 /* ---------------------------------------------------------------- discard */
@@ -574,6 +597,7 @@ erase_part(DgenModule *module, const DgenAddress *address, int part)
 		old = MemoryContextSwitchTo(row);
 		if (erase_row(module, table, part, tuple))
 			n++;
+		dgen_progress_step(false);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(row);
 	}

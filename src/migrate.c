@@ -24,13 +24,12 @@
  * waits at its row, and must try again if it was migrated (40001).
  *
  * Locks: with more servers than that dgen_module_lock(), so that nobody resumes
- * the module; leases, one after the other in order of addresses; what is in
- * progress is shown from shared memory, each process in an entry of its own
- * that a spinlock protects.
+ * the module; leases, one after the other in order of addresses.
  *
  *-------------------------------------------------------------------------
  */
 #include "module.h"
+#include "stat.h"
 
 #include "access/htup_details.h"
 #include "access/skey.h"
@@ -39,9 +38,6 @@
 #include "catalog/pg_collation_d.h"
 #include "executor/spi.h"
 #include "funcapi.h"
-#include "storage/proc.h"
-#include "storage/procarray.h"
-#include "storage/spin.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -57,20 +53,6 @@
 #define SERVER_ADDRESS 1
 #define SERVER_STATUS 2
 #define SERVER_VSN 12
-
-/* what one process is migrating */
-typedef struct Progress
-{
-	slock_t		lock;			/* protects what follows */
-	int			pid;			/* 0: nothing; it may have died, too */
-	Oid			database;
-	int32		module_id;
-	bool		dry_run;
-	TimestampTz started_at;
-	int64		total;
-	int64		done;
-	int64		failed;
-} Progress;
 
 /* one dgen.migrate(), or one chunk of migrate_all */
 typedef struct Migration
@@ -93,11 +75,8 @@ typedef struct Outcome
 	int64		version;		/* it has, or will have */
 } Outcome;
 
-static Progress *progress = NULL;	/* by process */
-
 PG_FUNCTION_INFO_V1(dgen_migrate);
 PG_FUNCTION_INFO_V1(dgen_migrate_all);
-PG_FUNCTION_INFO_V1(dgen_migrate_progress);
 
 /* ---------------------------------------------------------------- one server */
 
@@ -244,107 +223,6 @@ dgen_migrated_state(DgenModule *module, DgenServer *server)
 	return run_code_change(module, server, DGEN_AS_RESTRICTED, NULL, true);
 }
 
-/* ---------------------------------------------------------------- progress */
-
-/* an entry for each process that can run SQL functions */
-Size
-dgen_migration_size(void)
-{
-	return mul_size(MaxBackends, sizeof(Progress));
-}
-
-void
-dgen_migration_init(void *place, bool found)
-{
-	progress = place;
-	if (found)
-		return;
-	memset(progress, 0, dgen_migration_size());
-	for (int i = 0; i < MaxBackends; i++)
-		SpinLockInit(&progress[i].lock);
-}
-
-static void
-begin_progress(DgenModule *module, bool dry_run, int64 total)
-{
-	Progress   *mine = &progress[MyProcIndex];
-
-	SpinLockAcquire(&mine->lock);
-	mine->database = MyDatabaseId;
-	mine->module_id = module->id;
-	mine->dry_run = dry_run;
-	mine->started_at = GetCurrentTimestamp();
-	mine->total = total;
-	mine->done = mine->failed = 0;
-	mine->pid = MyProcPid;
-	SpinLockRelease(&mine->lock);
-}
-
-static void
-count_progress(bool failed)
-{
-	Progress   *mine = &progress[MyProcIndex];
-
-	SpinLockAcquire(&mine->lock);
-	mine->done++;
-	if (failed)
-		mine->failed++;
-	/* servers that came while we were at it */
-	mine->total = Max(mine->total, mine->done);
-	SpinLockRelease(&mine->lock);
-}
-
-static void
-end_progress(void)
-{
-	Progress   *mine = &progress[MyProcIndex];
-
-	SpinLockAcquire(&mine->lock);
-	mine->pid = 0;
-	SpinLockRelease(&mine->lock);
-}
-
-/* One row, if the process still lives and the module is the user's to see. */
-static void
-show_progress(ReturnSetInfo *rsinfo, Progress *p)
-{
-	DgenModule *module = dgen_module_by_id(p->module_id);
-	Datum		values[7];
-	bool		nulls[7] = {false};
-
-	if (module == NULL || !dgen_module_may_read(module))
-		return;
-	values[0] = Int32GetDatum(p->pid);
-	values[1] = CStringGetTextDatum(module->name);
-	values[2] = BoolGetDatum(p->dry_run);
-	values[3] = TimestampTzGetDatum(p->started_at);
-	values[4] = Int64GetDatum(p->total);
-	values[5] = Int64GetDatum(p->done);
-	values[6] = Int64GetDatum(p->failed);
-	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-}
-
-/* migrate_progress(): source of view dgen.progress_migrate */
-Datum
-dgen_migrate_progress(PG_FUNCTION_ARGS)
-{
-	InitMaterializedSRF(fcinfo, 0);
-	if (progress == NULL)
-		return (Datum) 0;
-	for (int i = 0; i < MaxBackends; i++)
-	{
-		Progress	copy;
-
-		SpinLockAcquire(&progress[i].lock);
-		copy = progress[i];
-		SpinLockRelease(&progress[i].lock);
-		/* who was ended in the middle of it could not say so */
-		if (copy.pid != 0 && copy.database == MyDatabaseId && BackendPidGetProc(copy.pid) != NULL)
-			show_progress((ReturnSetInfo *) fcinfo->resultinfo, &copy);
-	}
-	return (Datum) 0;
-}
-
 /* ---------------------------------------------------------------- which ones */
 
 static bool
@@ -419,7 +297,7 @@ report_server(Migration *m, const char *address, const Outcome *outcome, DgenErr
 		m->failed++;
 	else
 		m->migrated++;
-	count_progress(error != NULL);
+	dgen_progress_step(error != NULL);
 	if (m->report == NULL)
 		return;
 	values[0] = CStringGetTextDatum(address);
@@ -651,15 +529,15 @@ run_migration(Migration *m)
 	dgen_module_hold(m->module);
 	PG_TRY();
 	{
-		begin_progress(m->module, m->dry_run, 0);
+		dgen_progress_begin(DGEN_COMMAND_MIGRATE, m->module, false);
 		total = find_due(m, m->limit, NULL);
 		check_leases(m, total);
-		begin_progress(m->module, m->dry_run, total);
+		dgen_progress_total(total, m->dry_run);
 		migrate_servers(m);
 	}
 	PG_FINALLY();
 	{
-		end_progress();
+		dgen_progress_end();
 		dgen_module_release(m->module);
 	}
 	PG_END_TRY();
@@ -774,13 +652,14 @@ dgen_migrate_all(PG_FUNCTION_ARGS)
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
 	PG_TRY();
 	{
-		begin_progress(m.module, false, find_due(&m, m.limit, NULL));
+		dgen_progress_begin(DGEN_COMMAND_MIGRATE, m.module, true);
+		dgen_progress_total(find_due(&m, m.limit, NULL), false);
 		while (migrate_chunk(&m, name, batch))
 			SPI_commit();
 	}
 	PG_FINALLY();
 	{
-		end_progress();
+		dgen_progress_end();
 	}
 	PG_END_TRY();
 	SPI_finish();

@@ -883,6 +883,8 @@ delete_part(int part, const char *name, bool lease)
 			dgen_lease_take(dgen_address_hash(VARDATA_ANY(address), VARSIZE_ANY_EXHDR(address)), true);
 		/* a row that was changed while we waited is met again, see delete_all */
 		(void) dgen_table_delete_wait(table, &tid);
+		dgen_progress_step(false);
+		dgen_waitpoint_reach("dgen-drop-row");
 		count++;
 	}
 	dgen_scan_end(scan);
@@ -948,6 +950,7 @@ dgen_drop_module(PG_FUNCTION_ARGS)
 	bool		cascade = !PG_ARGISNULL(1) && PG_GETARG_BOOL(1);
 	int64		counts[lengthof(parts)] = {0};
 	bool		in_use = false;
+	int64		total = 0;
 	DgenModule *module;
 	DgenModuleRow row;
 
@@ -963,15 +966,19 @@ dgen_drop_module(PG_FUNCTION_ARGS)
 		if (parts[part].counted != NULL)
 			counts[part] = count_part(part, name);
 		in_use |= counts[part] > 0;
+		total += counts[part];
 	}
 	if (in_use && !cascade)
 		refuse_drop(name, counts);
+	dgen_progress_begin(DGEN_COMMAND_DROP_MODULE, module, false);
+	dgen_progress_total(total, false);
 	dgen_module_hold(module);
 	delete_all(module, counts[0]);
 	dgen_attributes_drop(module, cascade);
 	dgen_module_release(module);
 	dgen_statistics_drop(name);
 	dgen_stat_forget_module(module);
+	dgen_progress_end();
 	dgen_module_row_delete(&row);
 	PG_RETURN_VOID();
 }

@@ -57,7 +57,7 @@ shmem_request(void)
 	RequestAddinShmemSpace(dgen_mark_size());
 	RequestAddinShmemSpace(dgen_hand_size());
 	RequestAddinShmemSpace(dgen_waiter_size());
-	RequestAddinShmemSpace(dgen_migration_size());
+	RequestAddinShmemSpace(dgen_progress_size());
 	RequestAddinShmemSpace(dgen_trace_size());
 	RequestAddinShmemSpace(dgen_statistics_size());
 	RequestAddinShmemSpace(dgen_announce_size());
@@ -141,8 +141,8 @@ shmem_startup(void)
 	dgen_hand_init(place, found);
 	place = ShmemInitStruct("dgen waiters", dgen_waiter_size(), &found);
 	dgen_waiter_init(place, found);
-	place = ShmemInitStruct("dgen migrations", dgen_migration_size(), &found);
-	dgen_migration_init(place, found);
+	place = ShmemInitStruct("dgen progress", dgen_progress_size(), &found);
+	dgen_progress_init(place, found);
 	place = ShmemInitStruct("dgen traces", dgen_trace_size(), &found);
 	dgen_trace_init(place, found);
 	place = ShmemInitStruct("dgen statistics", dgen_statistics_size(), &found);

@@ -86,4 +86,25 @@ extern void dgen_activity_end(void);
 extern bool dgen_activity_any(void);	/* of this process */
 extern const char *dgen_activity_name(DgenCallbackKind callback);
 
+/* --------------------------------------------------------------- progress.c */
+typedef enum DgenCommand
+{
+	DGEN_COMMAND_MIGRATE,		/* counts servers */
+	DGEN_COMMAND_REQUEUE,		/* letters, as the next */
+	DGEN_COMMAND_PURGE,
+	DGEN_COMMAND_DELETE,		/* rows, as the next */
+	DGEN_COMMAND_DROP_MODULE,
+	DGEN_COMMAND_REFRESH,		/* servers */
+	DGEN_NCOMMANDS
+} DgenCommand;
+
+extern Size dgen_progress_size(void);
+extern void dgen_progress_init(void *place, bool found);
+extern void dgen_progress_begin(DgenCommand command, const DgenModule *module, bool commits_on_its_way);
+extern void dgen_progress_total(int64 total, bool dry_run); /* once it is known */
+extern void dgen_progress_step(bool failed);
+extern void dgen_progress_end(void);	/* an error ends it, too */
+extern void dgen_progress_xact_callback(XactEvent event);
+extern void dgen_progress_subxact(SubXactEvent event, SubTransactionId my);
+
 #endif							/* DGEN_STAT_H */

@@ -187,7 +187,7 @@ def catalog(shared_cluster):
 
 # made for the views, not for users
 PLUMBING = {"may_read", "masked_state", "masked_message", "kind_name", "module_info",
-            "calls_in_flight", "worker_info", "pool_info", "migrate_progress", "may_supervise", "check_supervisor",
+            "calls_in_flight", "worker_info", "pool_info", "progress_info", "may_supervise", "check_supervisor",
             "metadata_contains", "queued_calls", "stat_module_info", "stat_server_info", "activity_info",
             "may_monitor"}
 # their arguments are the options

@@ -3,6 +3,7 @@ what is seen under load and after a loss; and the log of what took long."""
 
 import threading
 
+import psycopg
 import pytest
 
 from cluster import wait_for
@@ -205,3 +206,46 @@ def test_log(db):
                  any('"figures/failing" handle_cast' in line and line.endswith(", failed") for line in logged(db)))
         conn.execute("SELECT dgen.invoke('figures/invoked', '{}')")
         wait_for(lambda: any(line.endswith('server "figures/invoked" handle_call') for line in logged(db)))
+
+
+# the first waits at the point, whoever comes to it
+SHUT = "SELECT pg_advisory_lock(hashtext('dgen-%s'))"
+
+
+@pytest.mark.parametrize("command, point, statement, total", [
+    ("purge", "letter", "SELECT dgen.purge('figures')", 7),
+    ("requeue", "letter", "SELECT dgen.requeue_all(module => 'figures')", 7),
+    ("drop module", "drop-row", "SELECT dgen.drop_module('figures', \"cascade\" => true)", 8)])
+def test_progress(db, command, point, statement, total):
+    """How far it has come; and nothing is left of it when it ends, by itself or by an error."""
+    with db.connect() as conn, db.connect() as gate:
+        conn.execute("SELECT dgen.call('figures/a', '{}')")
+        conn.execute("SELECT dgen.cast('figures/a', '{\"error\": 1}') FROM generate_series(1, 7)")
+        wait_for(lambda: value(conn, "SELECT count(*) FROM dgen.dead_letters") == 7)
+        conn.execute("SELECT dgen.suspend(module => 'figures')")
+        for ends in ("cancel", "commit"):
+            gate.execute(SHUT % point)
+            with db.connect() as other:
+                other.execute("SET dgen.debug_waitpoint = 'dgen-%s'" % point)
+
+                def run():
+                    try:
+                        other.execute(statement)
+                    except psycopg.errors.QueryCanceled:
+                        pass
+
+                thread = threading.Thread(target=run)
+                thread.start()
+                row = wait_for(lambda: conn.execute(
+                    "SELECT pid, command, module, total, done, failed, dry_run, started_at < clock_timestamp() "
+                    "FROM dgen.progress WHERE done > 0").fetchone())
+                assert row == (other.info.backend_pid, command, "figures", total, 1, 0, False, True)
+                if ends == "cancel":
+                    conn.execute("SELECT pg_cancel_backend(%s)", (row[0],))
+                    thread.join()
+                    assert value(conn, "SELECT count(*) FROM dgen.progress") == 0
+                    assert value(conn, "SELECT count(*) FROM dgen.dead_letters") == 7
+                gate.execute("SELECT pg_advisory_unlock_all()")
+                thread.join()
+                assert value(conn, "SELECT count(*) FROM dgen.progress") == 0
+        assert value(conn, "SELECT count(*) FROM dgen.dead_letters") == 0
