@@ -396,54 +396,64 @@ note_crash(Batch *b, BatchItem *item, DgenModule *module, DgenServer *server)
 		dgen_crash_note(module, server, server->incarnation, b->error);
 }
 
+/* The tables that a failure is recorded in. */
+typedef struct FailureTables
+{
+	DgenTable  *messages;
+	DgenTable  *attempts;
+	DgenTable  *servers;
+} FailureTables;
+
+/* The fate of the message: its next attempt, or its end. */
 static void
-record_for(Batch *b, BatchItem *item, DgenModule *module, bool crashed)
+record_message(Batch *b, DgenModule *module, DgenServer *server, DgenMessage *msg, FailureTables *t)
+{
+	Attempt		a;
+	bool		dead;
+
+	read_attempt(t->attempts, msg->id, &a);
+	if (msg->kind == DGEN_KIND_CALL && b->lock_token == 0)
+	{
+		fail_kept(b, t->messages, msg);
+		return;
+	}
+	dead = decide(b, module, msg, &a);
+	if (dead)
+		bury(module, server, t->messages, t->attempts, msg, &a, b->error);
+	else
+	{
+		write_attempt(t->attempts, &a, msg, b->error);
+		dgen_stat_note(module->id, DGEN_STAT_RETRIES);
+		dgen_due_at_commit(a.next_at);
+	}
+	/* handle_locked keeps its lock until the next attempt; a client's lease ends */
+	if (b->lock_token != 0 && (dead || module->external))
+	{
+		dgen_lock_end(server);
+		dgen_ring_at_end(module, server->hash);
+	}
+}
+
+static void
+record_for(Batch *b, BatchItem *item, DgenModule *module, bool crashed, FailureTables *t)
 {
 	DgenMessage *msg = item->msg;
-	DgenTable  *messages = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
-	DgenTable  *attempts = dgen_table_open(DGEN_T_ATTEMPT, RowExclusiveLock);
-	DgenTable  *servers = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
 	DgenServer *server;
-	Attempt		a;
 
 	/* of an effect the server's lease is not held, and its row not written */
-	server = is_effect(msg) ? NULL : dgen_server_read(servers, msg->server, msg->hash, NULL);
+	server = is_effect(msg) ? NULL : dgen_server_read(t->servers, msg->server, msg->hash, NULL);
 	/* work whose lock was broken is nobody's failure */
 	if (b->lock_token != 0 && (server->lock_id != msg->id || server->lock_token != b->lock_token))
 		return;
-	read_attempt(attempts, msg->id, &a);
-	if (msg->kind == DGEN_KIND_CALL && b->lock_token == 0)
-		fail_kept(b, messages, msg);
-	else
-	{
-		bool		dead = decide(b, module, msg, &a);
-
-		if (dead)
-			bury(module, server, messages, attempts, msg, &a, b->error);
-		else
-		{
-			write_attempt(attempts, &a, msg, b->error);
-			dgen_stat_note(module->id, DGEN_STAT_RETRIES);
-			dgen_due_at_commit(a.next_at);
-		}
-		/* handle_locked keeps its lock until the next attempt; a client's lease ends */
-		if (b->lock_token != 0 && (dead || module->external))
-		{
-			dgen_lock_end(server);
-			dgen_ring_at_end(module, server->hash);
-		}
-	}
+	record_message(b, module, server, msg, t);
 	if (server != NULL)
 	{
 		dgen_trace_failure(b, module, item);
-		note_failing(server, has_attempts(attempts, server->address));
+		note_failing(server, has_attempts(t->attempts, server->address));
 		if (crashed && b->retry_after == NULL && !b->rejected && !b->overtakes)
 			note_crash(b, item, module, server);
-		dgen_server_write(servers, server, NULL);
+		dgen_server_write(t->servers, server, NULL);
 	}
-	dgen_table_close(messages);
-	dgen_table_close(attempts);
-	dgen_table_close(servers);
 }
 
 /*
@@ -454,11 +464,18 @@ static void
 record(Batch *b, BatchItem *item, bool crashed)
 {
 	DgenModule *module = dgen_module_by_id(b->module_id);
+	FailureTables t;
 
 	if (module == NULL)
 		return;
 	PushActiveSnapshot(GetTransactionSnapshot());
-	record_for(b, item, module, crashed);
+	t.messages = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
+	t.attempts = dgen_table_open(DGEN_T_ATTEMPT, RowExclusiveLock);
+	t.servers = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
+	record_for(b, item, module, crashed, &t);
+	dgen_table_close(t.messages);
+	dgen_table_close(t.attempts);
+	dgen_table_close(t.servers);
 	PopActiveSnapshot();
 }
 

@@ -356,7 +356,7 @@ class Cluster:
         with -9 or with what it has put into signals, what follows from that
         is none."""
         allowed = "|".join("%d:" % s for s in sorted(self.signals))
-        pattern = (r"PANIC: |TRAP: |write past chunk end|Sanitizer|runtime error: |VALGRINDERROR"
+        pattern = (r"PANIC: |TRAP: |write past chunk end|reference leak|refcount leak|resource was not closed|Sanitizer|runtime error: |VALGRINDERROR"
                    r"|terminated by signal " + (r"(?!%s)" % allowed if allowed else ""))
         if not allowed:
             pattern += r"|reinitializing"
