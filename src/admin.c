@@ -60,19 +60,6 @@ PG_FUNCTION_INFO_V1(dgen_replace_state);
 
 /* ---------------------------------------------------------------- access */
 
-/* May the current transaction change servers at all? */
-void
-dgen_admin_check(void)
-{
-	dgen_check_writable();
-	if (dgen_scope != NULL && dgen_scope->readonly)
-		ereport(ERROR,
-				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("%s cannot change servers", dgen_callback_name(dgen_scope->callback)),
-				 errdetail("It may be called at any time, and so must have no effects."),
-				 errhint("Do it in a handler, or from a client.")));
-}
-
 static void
 check_not_running(const DgenAddress *address)
 {
@@ -207,7 +194,7 @@ operated_module(FunctionCallInfo fcinfo, DgenAddress *address)
 	dgen_address_arg(fcinfo, 0, address);
 	module = dgen_module_get(address->module, false);
 	dgen_module_check_operate(module);
-	dgen_admin_check();
+	dgen_check_writable();
 	return module;
 }
 
@@ -513,7 +500,7 @@ module_argument(FunctionCallInfo fcinfo)
 	DgenModule *module = dgen_module_get(dgen_arg_text(fcinfo, 1), false);
 
 	dgen_module_check_operate(module);
-	dgen_admin_check();
+	dgen_check_writable();
 	return module;
 }
 
@@ -562,7 +549,7 @@ dgen_suspend(PG_FUNCTION_ARGS)
 			break;
 		case SUBJECT_EVERYTHING:
 			check_everything("suspend");
-			dgen_admin_check();
+			dgen_check_writable();
 			foreach(lc, all_modules())
 			{
 				DgenModule *module = dgen_module_get(lfirst(lc), true);
@@ -635,7 +622,7 @@ dgen_resume(PG_FUNCTION_ARGS)
 			break;
 		case SUBJECT_EVERYTHING:
 			check_everything("resume");
-			dgen_admin_check();
+			dgen_check_writable();
 			foreach(lc, all_modules())
 			{
 				module = dgen_module_get(lfirst(lc), true);

@@ -364,11 +364,18 @@ dgen_check_enabled(void)
 		dgen_want_keeper(MyDatabaseId);
 }
 
-/* Raise unless this transaction may write. */
+/* Raise unless this transaction, and the callback that runs, may write. */
 void
 dgen_check_writable(void)
 {
 	check_not_standby();
+	if (dgen_scope != NULL && dgen_scope->readonly)
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("%s cannot send messages or change servers",
+						dgen_callback_name(dgen_scope->callback)),
+				 errdetail("It may be called at any time, and so must have no effects."),
+				 errhint("Do it in a handler, or from a client.")));
 	if (XactReadOnly)
 		ereport(ERROR,
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),

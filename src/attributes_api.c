@@ -629,7 +629,7 @@ locked_module(FunctionCallInfo fcinfo)
 	DgenModule *module = dgen_module_get(name, false);
 
 	dgen_module_check_operate(module);
-	dgen_admin_check();
+	dgen_check_writable();
 	dgen_module_lock(name);
 	return dgen_module_get(name, false);
 }

@@ -1479,7 +1479,6 @@ extern bool dgen_postponed_find(int64 id, DgenMessage *msg);
 extern bool dgen_postponed_delete(int64 id);
 
 /* ---------------------------------------------------------------- admin.c */
-extern void dgen_admin_check(void); /* may this transaction change servers? */
 /* a server under its lease, to be changed; the batch's own copy inside a batch */
 extern DgenServer *dgen_admin_open(DgenModule *module, const DgenAddress *address, DgenTable **table);
 extern void dgen_admin_close(DgenTable *table, DgenServer *server);	/* writes it */
@@ -1546,7 +1545,6 @@ extern int64 dgen_letter_erase(DgenModule *module, const DgenAddress *address);
 /* ------------------------------------------------------------------ send.c */
 /* size limit and accept, as kind "call", "cast", "info" or "request" */
 extern void dgen_check_message(DgenModule *module, const DgenAddress *to, const char *kind, Jsonb *message);
-extern void dgen_check_may_send(void);
 extern DgenModule *dgen_send_begin(FunctionCallInfo fcinfo, DgenAddress *to, DgenMessage *msg);
 extern bool dgen_send_cancel(int64 id); /* true: the message will not be handled */
 

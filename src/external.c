@@ -164,7 +164,7 @@ open_work(FunctionCallInfo fcinfo, DgenModule **module, DgenTable **table)
 		stale_token("It is no token of dgen.take_work().");
 	dgen_address_parse(text + len, strlen(text + len), &address);
 	*module = external_module(address.module);
-	dgen_admin_check();
+	dgen_check_writable();
 	server = dgen_admin_open(*module, &address, table);
 	if (server->lock_id != id || server->lock_token != token || id == 0)
 		stale_token("Its lease has ended, or it was finished, failed or released.");
@@ -725,7 +725,7 @@ dgen_take_work(PG_FUNCTION_ARGS)
 	bool		taken;
 
 	InitMaterializedSRF(fcinfo, 0);
-	dgen_admin_check();
+	dgen_check_writable();
 	dgen_check_enabled();
 	dgen_module_check_running(module);
 	if (IsolationUsesXactSnapshot() || dgen_scope != NULL)

@@ -114,7 +114,7 @@ operated_module(FunctionCallInfo fcinfo, DgenAddress *address)
 	dgen_address_arg(fcinfo, 1, address);
 	module = dgen_module_get(address->module, false);
 	dgen_module_check_operate(module);
-	dgen_admin_check();
+	dgen_check_writable();
 	return module;
 }
 

@@ -371,7 +371,7 @@ dgen_rollback(PG_FUNCTION_ARGS)
 	dgen_address_arg(fcinfo, 0, &address);
 	module = dgen_module_get(address.module, false);
 	dgen_module_check_operate(module);
-	dgen_admin_check();
+	dgen_check_writable();
 	dgen_history_check_kept(module);
 
 	server = dgen_admin_open(module, &address, &table);

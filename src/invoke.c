@@ -314,11 +314,6 @@ dgen_invoke_call(const DgenAddress *to, Jsonb *request, bool inlined)
 	Jsonb	   *reply;
 
 	dgen_check_writable();
-	if (dgen_scope != NULL && dgen_scope->readonly)
-		ereport(ERROR,
-				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("%s cannot call servers", dgen_callback_name(dgen_scope->callback)),
-				 errhint("Use dgen.query() or dgen.state() to read them.")));
 	check_cycle(to);
 	if (module->external)
 		ereport(ERROR,

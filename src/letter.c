@@ -140,7 +140,7 @@ dgen_requeue(PG_FUNCTION_ARGS)
 	DgenTable  *letters;
 	DgenMessage msg;
 
-	dgen_admin_check();
+	dgen_check_writable();
 	CommandCounterIncrement();
 	letters = dgen_table_open(DGEN_T_LETTER, RowExclusiveLock);
 	if (find_message(letters, 0, id, &msg))
@@ -265,7 +265,7 @@ dgen_requeue_all(PG_FUNCTION_ARGS)
 	else
 		module = dgen_module_get(dgen_arg_text(fcinfo, 1), false);
 	dgen_module_check_operate(module);
-	dgen_admin_check();
+	dgen_check_writable();
 	CommandCounterIncrement();
 	PG_RETURN_INT64(for_letters(module, PG_ARGISNULL(0) ? NULL : address.text, DGEN_COMMAND_REQUEUE,
 							   requeue_letter, 0));
@@ -297,7 +297,7 @@ dgen_purge(PG_FUNCTION_ARGS)
 				 errhint("View dgen.dead_letters lists letters and their servers.")));
 	module = dgen_module_get(dgen_arg_text(fcinfo, 0), false);
 	dgen_module_check_operate(module);
-	dgen_admin_check();
+	dgen_check_writable();
 	if (dgen_arg_interval(fcinfo, 1, "older_than", true, &span))
 		before -= span;
 	CommandCounterIncrement();
@@ -489,7 +489,7 @@ dgen_discard(PG_FUNCTION_ARGS)
 {
 	int64		id = id_argument(fcinfo);
 
-	dgen_admin_check();
+	dgen_check_writable();
 	/* the message may be one that this batch is about to handle */
 	if (dgen_batch_active())
 		dgen_batch_split("dgen.discard()");

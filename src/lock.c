@@ -203,7 +203,7 @@ dgen_release(PG_FUNCTION_ARGS)
 	DgenServer *server;
 	bool		was_locked;
 
-	dgen_admin_check();
+	dgen_check_writable();
 	server = dgen_admin_open(module, &address, &table);
 	was_locked = server->lock_id != 0;
 	dgen_lock_break(server, "An operator has released the server.");

@@ -470,7 +470,7 @@ module_argument(FunctionCallInfo fcinfo)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("name of a module must not be null")));
-	dgen_admin_check();
+	dgen_check_writable();
 	if (dgen_scope != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),

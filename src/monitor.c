@@ -274,7 +274,7 @@ watcher_scope(const char *function)
 				 errmsg("dgen.%s() can be used in a handler only", function),
 				 errdetail("A DOWN goes to a server, and no handler of one is running in this session."),
 				 errhint("A client waits by CALL dgen.wait_server(server).")));
-	dgen_admin_check();
+	dgen_check_writable();
 	if (dgen_scope->row == NULL || !dgen_scope->row->active || dgen_scope->module->ephemeral)
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),

@@ -427,7 +427,7 @@ dgen_register(PG_FUNCTION_ARGS)
 	dgen_address_arg(fcinfo, 1, &address);
 	module = dgen_module_get(address.module, false);
 	dgen_module_check_operate(module);
-	dgen_admin_check();
+	dgen_check_writable();
 
 	if (!permanent)
 	{
@@ -459,7 +459,7 @@ find_own_name(DgenTable *table, const char *text, Registered *name)
 	DgenAddress address;
 	DgenModule *module;
 
-	dgen_admin_check();
+	dgen_check_writable();
 	CommandCounterIncrement();
 	settle_name(table, text);
 	if (!find_name(table, text, name))

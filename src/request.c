@@ -629,11 +629,6 @@ dgen_receive_response(PG_FUNCTION_ARGS)
 	Request    *r;
 
 	dgen_check_writable();
-	if (dgen_scope != NULL && dgen_scope->readonly)
-		ereport(ERROR,
-				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("%s cannot take back requests", dgen_callback_name(dgen_scope->callback)),
-				 errhint("Use dgen.check_response().")));
 	begin_wait(&w, 1);
 	take_timeout(fcinfo, 1, &w);
 	w.to_receive = true;

@@ -62,18 +62,6 @@ dgen_check_message(DgenModule *module, const DgenAddress *to, const char *kind, 
 				 errhint("Nothing was sent. See what the module accepts.")));
 }
 
-/* May the caller send, or take back, anything at all? */
-void
-dgen_check_may_send(void)
-{
-	dgen_check_writable();
-	if (dgen_scope != NULL && dgen_scope->readonly)
-		ereport(ERROR,
-				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("%s cannot send messages", dgen_callback_name(dgen_scope->callback)),
-				 errhint("Send from handle_call, handle_cast or handle_info.")));
-}
-
 static int16
 check_priority(int64 priority)
 {
@@ -251,7 +239,7 @@ dgen_cast(PG_FUNCTION_ARGS)
 	DgenModule *module;
 
 	dgen_address_arg(fcinfo, 0, &to);
-	dgen_check_may_send();
+	dgen_check_writable();
 	dgen_message_init(&msg, &to, 'c', dgen_arg_jsonb(fcinfo, 1));
 	take_times(fcinfo, 2, 3, &msg);
 	if (!PG_ARGISNULL(4))
@@ -274,7 +262,7 @@ dgen_send(PG_FUNCTION_ARGS)
 	DgenModule *module;
 
 	dgen_address_arg(fcinfo, 0, &to);
-	dgen_check_may_send();
+	dgen_check_writable();
 	dgen_message_init(&msg, &to, 'i', dgen_arg_jsonb(fcinfo, 1));
 	take_times(fcinfo, 2, 3, &msg);
 	if (!PG_ARGISNULL(4))
@@ -288,7 +276,7 @@ DgenModule *
 dgen_send_begin(FunctionCallInfo fcinfo, DgenAddress *to, DgenMessage *msg)
 {
 	dgen_address_arg(fcinfo, 0, to);
-	dgen_check_may_send();
+	dgen_check_writable();
 	dgen_message_init(msg, to, DGEN_KIND_INFO, dgen_arg_jsonb(fcinfo, 1));
 	return check_send(to, msg);
 }
@@ -304,7 +292,7 @@ dgen_send_request(PG_FUNCTION_ARGS)
 	DgenModule *module;
 
 	dgen_address_arg(fcinfo, 0, &to);
-	dgen_check_may_send();
+	dgen_check_writable();
 	dgen_message_init(&msg, &to, 'r', dgen_arg_jsonb(fcinfo, 1));
 	msg.notify = PG_ARGISNULL(2) || PG_GETARG_BOOL(2);
 	take_times(fcinfo, -1, 3, &msg);
@@ -483,7 +471,7 @@ dgen_cast_many(PG_FUNCTION_ARGS)
 	bool		tombstones = dgen_tombstones_exist();
 	Datum	   *ids;
 
-	dgen_check_may_send();
+	dgen_check_writable();
 	if (list == NULL || !JB_ROOT_IS_ARRAY(list) || JB_ROOT_IS_SCALAR(list))
 		ereport(ERROR,
 				(errcode(list ? ERRCODE_INVALID_PARAMETER_VALUE : ERRCODE_NULL_VALUE_NOT_ALLOWED),
@@ -658,7 +646,7 @@ dgen_cancel(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("id of a message must not be null")));
-	dgen_check_may_send();
+	dgen_check_writable();
 	id = PG_GETARG_INT64(0);
 	PG_RETURN_BOOL(dgen_send_cancel(id) || dgen_timer_cancel_id(id));
 }

@@ -596,7 +596,7 @@ dgen_statistics(PG_FUNCTION_ARGS)
 	else
 	{
 		dgen_module_check_operate(module);
-		dgen_admin_check();
+		dgen_check_writable();
 		/* the module may go while its lock is waited for */
 		dgen_module_lock(address.module);
 		dgen_module_check_operate(dgen_module_get(address.module, false));

@@ -90,7 +90,7 @@ if_exists_argument(FunctionCallInfo fcinfo, int argno)
 static void
 begin_change(void)
 {
-	dgen_admin_check();
+	dgen_check_writable();
 	dgen_check_enabled();
 	if (dgen_batch_active())
 		dgen_batch_split("a supervision tree");

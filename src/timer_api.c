@@ -444,7 +444,7 @@ dgen_cancel_timer(PG_FUNCTION_ARGS)
 	Which		which;
 	bool		done = false;
 
-	dgen_check_may_send();
+	dgen_check_writable();
 	which_arguments(fcinfo, "cancel_timer", &which);
 	table = dgen_timer_open(RowExclusiveLock);
 	while (!done && find_timer(table, &which, &timer) && may_know(&timer))
@@ -596,7 +596,7 @@ dgen_cancel_all(PG_FUNCTION_ARGS)
 		dgen_address_parse(dgen_scope->server, strlen(dgen_scope->server), &server);
 	else
 		dgen_address_arg(fcinfo, 0, &server);
-	dgen_check_may_send();
+	dgen_check_writable();
 	dgen_module_check_operate(dgen_module_get(server.module, false));
 	CommandCounterIncrement();
 	n = cancel_rows(&server) + cancel_infos(&server);

@@ -519,7 +519,7 @@ target_argument(FunctionCallInfo fcinfo, const char *function, char **target)
 				 PG_ARGISNULL(0) ? errdetail("None is given.") : errdetail("Both are given."),
 				 errhint("For example dgen.%s('counter/home') or dgen.%s(module => 'counter').",
 						 function, function)));
-	dgen_admin_check();
+	dgen_check_writable();
 	if (name == NULL)
 	{
 		dgen_address_arg(fcinfo, 0, &address);
