@@ -260,6 +260,7 @@ class Load:
         self.chance = random.Random(seed * 100 + number)
         self.counter = 0
         self.acknowledged = []      # (place in the WAL, token) of calls
+        self.committed = []         # tokens of sends
         self.did = set()
         self.conn = self.side = None
 
@@ -271,8 +272,12 @@ class Load:
         return "%s/%d" % (module, self.chance.randrange(SERVERS))
 
     def send(self, server, kind, **message):
-        return value(self.conn, "SELECT public.send(%s, %s, %s, %s)", self.token(), server, kind,
-                     psycopg.types.json.Jsonb({"a": self.chance.randrange(9), **message}))
+        token = self.token()
+        id = value(self.conn, "SELECT public.send(%s, %s, %s, %s)", token, server, kind,
+                   psycopg.types.json.Jsonb({"a": self.chance.randrange(9), **message}))
+        if self.conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+            self.committed.append(token)
+        return id
 
     def call(self, server, **message):
         token = self.token()
