@@ -740,6 +740,7 @@ extern void dgen_bound_publish(int64 hash, int64 bound);	/* before an id is draw
 extern void dgen_bound_clear(void); /* at the end of the transaction */
 extern void dgen_bound_prepare(TransactionId xid);	/* at PREPARE */
 extern void dgen_bound_add_prepared(Oid database, TransactionId xid);	/* keeper, after a restart */
+extern uint64 dgen_bound_prepared_ended(void);
 extern int64 dgen_last_message_id(void);	/* the last one drawn; needs a transaction */
 extern int64 dgen_call_place(bool *is_id);
 extern int64 dgen_draw_id(void);

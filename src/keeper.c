@@ -33,8 +33,9 @@
  * Times.  For each table with a due time we keep "low", below which nothing
  * is left to do, so that rows that are dead but not gone are passed once.
  * Whoever commits an earlier time tells us by dgen_wake_keeper(), which
- * lowers next_due; what nobody could tell (COMMIT PREPARED runs no code of
- * ours) is found by a scan from the start, once a minute.
+ * lowers next_due.  COMMIT PREPARED runs no code of ours: when a prepared
+ * transaction that sent something has ended, we scan from the start, once a
+ * second at most; and once a minute whatever happens.
  *
  * A pass runs at least each second, and is short if there is nothing to do: a
  * few index probes.  No transaction is open between passes, and each handles
@@ -329,11 +330,27 @@ feed_held(int64 limit, int64 last)
 		look_at(after(NO_ROOM_MS));
 }
 
+/* What prepared transactions sent that have ended since may have been due for long. */
+static void
+sweep_for_prepared(uint64 ended)
+{
+	static uint64 seen = 0;
+	static TimestampTz next = 0;
+
+	if (ended == seen || pass_time < next)
+		return;
+	seen = ended;
+	next = after(PASS_MS);
+	for (int i = 0; i < NKINDS; i++)
+		due_states[i].sweep_at = 0;
+}
+
 static void
 feed(void)
 {
 	int64		last;
 	int64		limit;
+	uint64		ended;
 
 	/* the bounds are read after the last id and before any snapshot */
 	SetCurrentStatementStartTimestamp();
@@ -342,8 +359,10 @@ feed(void)
 	last = dgen_last_message_id();
 	pg_memory_barrier();
 	limit = Min(dgen_bounds_limit(dgen_bounds_read(), 0), last + 1);
+	ended = dgen_bound_prepared_ended();
 	dgen_reply_announce_rest();
 	CommitTransactionCommand();
+	sweep_for_prepared(ended);
 
 	/* somebody found no room; a sweep that is under way comes to an end first */
 	if (frontier >= limit && pg_atomic_exchange_u32(&db->resweep, 0) != 0)

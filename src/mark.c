@@ -88,6 +88,7 @@ typedef struct MarkShared
 {
 	LWLock		prepared_lock;
 	int			nprepared;
+	uint64		prepared_ended; /* how many have */
 	int			npublishers;
 	Mark		marks[NMARKS];
 	Prepared   *prepared;		/* both point behind the struct; the segment */
@@ -341,19 +342,34 @@ dgen_bound_clear(void)
 	SpinLockRelease(&me->lock);
 }
 
+/* Under the lock: those that have ended need no place. */
+static void
+forget_ended(TransactionId but)
+{
+	for (int i = 0; i < shared->nprepared; i++)
+	{
+		Prepared   *p = &shared->prepared[i];
+
+		if (TransactionIdIsValid(p->xid) && p->xid != but &&
+			!TransactionIdIsInProgress(p->xid))
+		{
+			p->xid = InvalidTransactionId;
+			shared->prepared_ended++;
+		}
+	}
+}
+
 static void
 add_prepared(Oid database, TransactionId xid, int64 bound)
 {
 	int			free = -1;
 
 	LWLockAcquire(&shared->prepared_lock, LW_EXCLUSIVE);
+	forget_ended(xid);
 	for (int i = 0; i < shared->nprepared; i++)
 	{
 		Prepared   *p = &shared->prepared[i];
 
-		if (TransactionIdIsValid(p->xid) && p->xid != xid &&
-			!TransactionIdIsInProgress(p->xid))
-			p->xid = InvalidTransactionId;
 		if (p->xid == xid || (free < 0 && !TransactionIdIsValid(p->xid)))
 			free = i;
 	}
@@ -385,6 +401,24 @@ void
 dgen_bound_add_prepared(Oid database, TransactionId xid)
 {
 	add_prepared(database, xid, 0);
+}
+
+/*
+ * How many prepared transactions have ended, of all databases: what they sent is
+ * visible to a later snapshot, and nobody has rung.  Needs a transaction.
+ */
+uint64
+dgen_bound_prepared_ended(void)
+{
+	uint64		ended;
+
+	if (shared->nprepared == 0)
+		return 0;
+	LWLockAcquire(&shared->prepared_lock, LW_EXCLUSIVE);
+	forget_ended(InvalidTransactionId);
+	ended = shared->prepared_ended;
+	LWLockRelease(&shared->prepared_lock);
+	return ended;
 }
 
 static int64

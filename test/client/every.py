@@ -230,6 +230,11 @@ BEGIN
   PERFORM public.note(message, '{}');
   RETURN state;
 END $$;
+CREATE FUNCTION queue.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM public.note(request, '{}');
+  reply := '1';
+END $$;
 SELECT dgen.create_module('queue', ephemeral => true);
 """
 
@@ -330,6 +335,24 @@ class Load:
         with self.conn.transaction(force_rollback=True):
             self.send("j/1", "cast")
             value(self.conn, "SELECT dgen.invoke('j/quiet', %s)", psycopg.types.json.Jsonb({"t": self.token()}))
+
+    def do_multi_call(self):
+        token = self.token()
+        rows = self.conn.execute("SELECT error FROM dgen.multi_call(ARRAY['queue/7', 'queue/8'], %s, '60 s')",
+                                 (psycopg.types.json.Jsonb({"a": 1}),)).fetchall()
+        assert rows == [(None,), (None,)], (token, rows)
+
+    def do_prepared(self):
+        """Sends and an invoke in a transaction that stays prepared for a while."""
+        name = "sent by %d" % self.number
+        self.conn.execute("BEGIN")
+        for kind in ("cast", "late", "request"):
+            self.send("j/1", kind)
+        self.conn.execute("PREPARE TRANSACTION '%s'" % name)
+        for _ in range(3):
+            self.send("j/1", "cast")
+        self.call("j/quiet")
+        self.conn.execute("COMMIT PREPARED '%s'" % name)
 
     def do_drain(self):
         with self.conn.transaction():
@@ -538,8 +561,14 @@ def finish(conn, timeout=60):
         # what is postponed waits for another state
         conn.execute("SELECT dgen.cast(server, '{}') FROM (SELECT DISTINCT server FROM dgen.postponed WHERE server LIKE 'j/%') s")
         conn.execute("SELECT dgen.cast(server, jsonb_build_object('next', message->'in')) FROM dgen.postponed WHERE server LIKE 'fsm/%'")
-        return value(conn, """SELECT (SELECT count(*) FROM dgen.message) + (SELECT count(*) FROM dgen.delayed)
-                              + (SELECT count(*) FROM dgen.postponed)""")
+        waiting = value(conn, """SELECT (SELECT count(*) FROM dgen.message) + (SELECT count(*) FROM dgen.delayed)
+                                 + (SELECT count(*) FROM dgen.postponed)""")
+        if waiting == 0:
+            # nothing had to wait for those; and they come late
+            for name, in conn.execute("SELECT gid FROM pg_prepared_xacts").fetchall():
+                conn.execute("COMMIT PREPARED '%s'" % name)
+                waiting += 1
+        return waiting
     while left():
         if time.monotonic() > end:
             raise AssertionError("left:\n" + "\n".join(map(str, conn.execute("""
