@@ -10,8 +10,8 @@
  * unless the owner may become the caller anyway: what an owner's code could
  * leave behind to run later as the caller (deferred triggers before PostgreSQL
  * 18, temporary objects, cursors) it then either cannot leave, or gains
- * nothing by.  A superuser who has become the owner by SET ROLE counts as the
- * caller, too: whatever runs later may RESET ROLE.
+ * nothing by.  A superuser who has become the owner by SET ROLE or SET SESSION
+ * AUTHORIZATION counts as the caller, too: whatever runs later may RESET that.
  *
  * A GUC nest level around each callback undoes what it sets.  In a worker the
  * module's search_path and TimeZone are the session's, set between
@@ -34,6 +34,7 @@
 #include "catalog/objectaddress.h"
 #include "catalog/pg_type.h"
 #include "pgstat.h"
+#include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
@@ -285,11 +286,13 @@ is_readonly(DgenCallbackKind kind)
 static bool
 must_restrict(Oid owner, Oid caller)
 {
-	Oid			session = GetSessionUserId();
+	/* who logged in; SET SESSION AUTHORIZATION does not change that */
+	Oid			login = MyProc->roleId;
 
 	if (caller != owner && !member_can_set_role(owner, caller))
 		return true;
-	return session != caller && superuser_arg(session) && !member_can_set_role(owner, session);
+	return OidIsValid(login) && login != caller && superuser_arg(login) &&
+		!member_can_set_role(owner, login);
 }
 
 static void

@@ -4,6 +4,7 @@ makes.  What is tried is taken from the catalog, so what is new is tried too.
 regress security.sql and rights.sql have the attacks that are single statements."""
 
 import itertools
+import json
 import random
 import re
 import threading
@@ -12,7 +13,7 @@ import psycopg
 import pytest
 
 from build import TOP
-from common import rounds_of, seed_of, value, wait_idle
+from common import in_threads, rounds_of, seed_of, value, wait_idle
 from cluster import wait_for
 
 # in each message, state, reply, error, name and note of the module that is looked at, and in
@@ -689,17 +690,19 @@ def quoted(text):
 
 
 def fuzz(cluster, request, rounds, users=("fuzz", "postgres")):
-    rng = random.Random(seed_of(request))
+    """Both at once, so that what one does meets what the other has half done."""
+    seed = seed_of(request)
     with cluster.connect() as admin:
-        admin.execute("SET lock_timeout = '20 s'")
         pid = cluster.postmaster_pid()
         states = {}
-        for user in users:
-            f = Fuzzer(cluster, rng, user)
+
+        def run(user):
+            f = Fuzzer(cluster, random.Random("%s %s" % (seed, user)), user)
             for _ in range(rounds):
                 f.one()
             f.conn.close()
             states.update(f.states)
+        in_threads([lambda user=user: run(user) for user in users], timeout=7000)
         assert len(states) > 15, states
         cluster.assert_no_crash()
         assert "XX000" not in cluster.log_text()
@@ -741,6 +744,148 @@ def test_arguments_by_chance(cluster, request):
     cluster.psql("CREATE EXTENSION dgen")
     cluster.psql(FUZZ)
     fuzz(cluster, request, rounds_of(300))
+
+
+LIAR = """
+CREATE SCHEMA liar AUTHORIZATION fuzz;
+SET ROLE fuzz;
+CREATE FUNCTION liar.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb, OUT noreply boolean,
+    OUT exit text, OUT reject text, OUT retry_after interval, OUT "continue" jsonb, OUT timeout interval,
+    OUT postpone boolean, OUT lock boolean) LANGUAGE plpgsql AS $$
+BEGIN
+    %(say)s
+END $$;
+CREATE FUNCTION liar.handle_cast(message jsonb, INOUT state jsonb,
+    OUT exit text, OUT reject text, OUT retry_after interval, OUT "continue" jsonb, OUT timeout interval,
+    OUT postpone boolean, OUT lock boolean) LANGUAGE plpgsql AS $$
+BEGIN
+    %(say)s
+END $$;
+CREATE FUNCTION liar.handle_continue(message jsonb, INOUT state jsonb, OUT exit text, OUT timeout interval) LANGUAGE plpgsql AS $$
+BEGIN
+    %(say)s
+END $$;
+CREATE FUNCTION liar.init(args jsonb, OUT state jsonb, OUT "continue" jsonb, OUT timeout interval) LANGUAGE plpgsql AS $$
+BEGIN
+    %(say)s
+END $$;
+CREATE FUNCTION liar.handle_info(message jsonb, INOUT state jsonb) LANGUAGE sql AS $$ SELECT message $$;
+CREATE FUNCTION liar.validate(state jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    IF state ? 'invalid' THEN
+        RETURN nullif(state->>'invalid', '')::boolean;
+    END IF;
+    RETURN true;
+END $$;
+CREATE FUNCTION liar.attributes(state jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT state->'attributes' $$;
+CREATE FUNCTION liar.format_status(state jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN state->(state->>'key')::integer;
+END $$;
+CREATE PROCEDURE liar.handle_locked(kind text, message jsonb, INOUT state jsonb, INOUT reply jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+    state := message;
+    ROLLBACK;
+    reply := NULL;
+END $$;
+SELECT dgen.create_module('liar', max_attempts => 2, breaker => 0, backoff_initial => '1 ms', invoke_isolation => 'any',
+    max_state_size => 10000000);
+SELECT dgen.create_index('liar', 'attributes->>''a''', true);
+"""
+# what the message has in its object say: SQL for a column, or a function of dgen
+SAY = """
+    IF {0} ? 'say' THEN
+        DECLARE
+            said jsonb := {0}->'say';
+            k text;
+        BEGIN
+            FOR k IN SELECT jsonb_object_keys(said) LOOP
+                {1}
+                IF k ~ '^f' THEN EXECUTE 'SELECT dgen.' || (said->>k); END IF;
+            END LOOP;
+        END;
+    END IF;"""
+COLUMN = """
+                IF k = '{0}' THEN EXECUTE 'SELECT ' || (said->>k) INTO "{0}"; END IF;"""
+SPANS = ["NULL", "'0'::interval", "'-1 day'::interval", "'178000000 years'::interval", "'1 ms'::interval"]
+SAID = {
+    "state": ["NULL", "'1'::jsonb", "'{\"invalid\": \"no\"}'::jsonb", "'{\"invalid\": \"\"}'::jsonb", "'{\"invalid\": \"x\"}'::jsonb",
+              "'{\"attributes\": {\"a\": 1}}'::jsonb", "'{\"attributes\": {\"a\": 1, \"b\": 2}}'::jsonb", "'{\"key\": \"x\"}'::jsonb",
+              "to_jsonb(repeat('x', 11000000))", "to_jsonb(repeat(md5('x'), 20000))", "(repeat('[', 5000) || repeat(']', 5000))::jsonb"],
+    "reply": ["NULL", "'null'::jsonb", "to_jsonb(repeat('x', 3000000))"],
+    "noreply": ["NULL", "true", "false"], "postpone": ["NULL", "true", "false"], "lock": ["NULL", "true", "false"],
+    "exit": ["NULL", "''", "'normal'", "repeat('x', 100000)", "E'\\n'"], "reject": ["NULL", "''", "repeat('x', 100000)"],
+    "retry_after": SPANS, "timeout": SPANS, "continue": ["NULL", "'1'::jsonb", "'{\"say\": {\"exit\": \"''x''\"}}'::jsonb"],
+}
+BY_FUNCTION = ["noreply()", "exit('x')", "reject('x')", "retry_after('1 ms')", "\"continue\"('1')", "timeout('1 s')", "postpone()",
+               "\"lock\"()", "cast('liar/0', '1')", "send_after('liar/1', '1', '1 ms')", "monitor('liar/2')", "kill('liar/3')",
+               "stop('liar/4')", "delete('liar/5')", "call('liar/6', '1')", "suspend('liar/7')", "resume('liar/7')",
+               "replace_state(dgen.self(), '1')"]
+
+
+def liar():
+    everything = list(SAID)
+    call, cast, go_on, init, rest = LIAR.split("%(say)s")
+
+    def say(argument, columns):
+        return SAY.format(argument, "".join(COLUMN.format(c) for c in columns))
+    return (call + say("request", everything) +
+            cast + say("message", [c for c in everything if c not in ("reply", "noreply")]) +
+            go_on + say("message", ["state", "exit", "timeout"]) +
+            init + say("args", ["state", "continue", "timeout"]) + rest)
+
+
+def lie(rng):
+    said = {k: rng.choice(v) for k, v in SAID.items() if rng.random() < 0.2}
+    for i in range(rng.choice([0, 0, 1, 2])):
+        said["f%d" % i] = rng.choice(BY_FUNCTION)
+    return json.dumps({"say": said})
+
+
+def refused(conn, statement, states):
+    """Runs a statement, which may fail, but by no fault of dgen's."""
+    try:
+        conn.execute(statement)
+    except psycopg.Error as e:
+        assert e.sqlstate and not e.sqlstate.startswith(("XX", "57P", "08")), all_of(e)
+        states[e.sqlstate] = states.get(e.sqlstate, 0) + 1
+
+
+def answers(cluster, request, rounds):
+    """What handlers say is by chance, contradictory, invalid, too large."""
+    rng = random.Random(seed_of(request))
+    states = {}
+    with cluster.connect(user="fuzz") as conn:
+        conn.execute("SET client_min_messages = error")
+        for i in range(rounds):
+            way = rng.choice(["call(%s, %s, '300 ms')", "call(%s, %s, '300 ms')", "cast(%s, %s)", "send_request(%s, %s)",
+                              "invoke(%s, %s)", "start(%s, %s, if_exists => 'return')", "replace_state(%s, %s)"])
+            refused(conn, "SELECT dgen." + way % (quoted("liar/%d" % rng.randrange(8)), quoted(lie(rng))), states)
+            if i % 50 == 49:
+                for server, repair in itertools.product(range(8), ("resume", "abort", "start")):
+                    refused(conn, "SELECT dgen.%s('liar/%d')" % (repair, server), {})
+                conn.execute("SELECT count(state), count(server) FROM dgen.servers")
+    assert len(states) > 3, states
+    cluster.assert_no_crash()
+    assert "XX000" not in cluster.log_text() and "TRAP: " not in cluster.log_text()
+    with cluster.connect() as admin:
+        invariants(admin)
+    print(rounds, "answers, errors", states)
+
+
+def test_answers_by_chance(cluster, request):
+    cluster.psql("CREATE EXTENSION dgen")
+    cluster.psql(FUZZ)
+    cluster.psql(liar())
+    answers(cluster, request, rounds_of(300))
+
+
+@pytest.mark.long
+def test_answers_by_chance_for_long(cluster, request):
+    cluster.psql("CREATE EXTENSION dgen")
+    cluster.psql(FUZZ)
+    cluster.psql(liar())
+    answers(cluster, request, rounds_of(20000))
 
 
 @pytest.mark.long

@@ -459,9 +459,12 @@ CREATE OR REPLACE FUNCTION other.handle_call(request jsonb, INOUT state jsonb, O
   SELECT state, NULL::jsonb $$;
 DROP FUNCTION other.accept, other.init, other.validate;
 ALTER FUNCTION other.spring SECURITY DEFINER;
-SET SESSION AUTHORIZATION regress_dgen_stranger;
+RESET ROLE;
+ALTER ROLE regress_dgen_stranger LOGIN;
+SELECT current_user AS superuser \gset
+\c - regress_dgen_stranger
 SELECT dgen.invoke('other/c', NULL);
-RESET SESSION AUTHORIZATION;
+\c - :superuser
 SELECT * FROM other.loot;
 
 SELECT dgen.drop_module('other', true), dgen.drop_module('rights', true);

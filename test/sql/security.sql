@@ -66,6 +66,10 @@ END $$;
 CREATE CONSTRAINT TRIGGER fire AFTER INSERT ON evil.late DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION evil.fire();
 SELECT pg_temp.error(format('SELECT dgen.invoke(%L, %L)', 'evil/a', '["INSERT INTO evil.late VALUES (1)"]'));
 RESET ROLE;
+SET SESSION AUTHORIZATION regress_dgen_evil;
+SELECT pg_temp.error(format('SELECT dgen.invoke(%L, %L)', 'evil/a', '["INSERT INTO evil.late VALUES (1)"]'));
+SELECT pg_temp.error(format('SELECT dgen.invoke(%L, %L)', 'evil/a', '["RESET SESSION AUTHORIZATION"]'));
+RESET SESSION AUTHORIZATION;
 SELECT pg_temp.error(format('SELECT dgen.invoke(%L, %L)', 'evil/a', '["INSERT INTO evil.late VALUES (1)"]'));
 -- nor does a worker become anybody
 SELECT what, pg_temp.error(format('SELECT dgen.call(%L, %L)', 'evil/a', jsonb_build_array(what)))
