@@ -6,6 +6,7 @@ import threading
 import psycopg
 import pytest
 
+from build import INSTRUMENT
 from cluster import wait_for
 from common import LEASES, assert_nothing_left, in_threads, value, wait_idle
 
@@ -20,6 +21,8 @@ CREATE FUNCTION m.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb)
 BEGIN
     IF request ? 'sleep' THEN
         PERFORM pg_sleep((request->>'sleep')::float8);
+    ELSIF request ? 'wait' THEN
+        PERFORM pg_advisory_xact_lock(1);
     ELSIF request ? 'die' THEN
         PERFORM pg_terminate_backend(pg_backend_pid());
         PERFORM pg_sleep(10);
@@ -88,6 +91,7 @@ def growth(cluster, messages, bound):
     assert after[1] - before[1] < bound, "the keeper grew by %d kB" % ((after[1] - before[1]) // 1024)
 
 
+@pytest.mark.skipif(INSTRUMENT == "sanitizers", reason="a sanitizer keeps what is freed")
 @pytest.mark.seconds(300)
 def test_worker_does_not_grow(cluster):
     """A million messages; a byte a message would be almost 1 MB."""
@@ -148,6 +152,28 @@ def test_cost_under_an_old_transaction(cluster):
 
 
 # ------------------------------------------------------------ shared memory
+
+def test_call_that_finds_no_place(cluster):
+    """All places of ready servers are taken while the only worker is busy: a
+    call is told so, messages are found when there is room."""
+    cluster.configure({"dgen.max_ready": 256, "dgen.max_workers": 1})
+    cluster.restart()
+    cluster.psql("CREATE EXTENSION dgen;" + MODULE)
+    with cluster.connect() as conn, cluster.connect() as holder:
+        holder.execute("SELECT pg_advisory_lock(1)")
+        busy = value(conn, """SELECT dgen.send_request('m/busy', '{"wait": 1}')""")
+        wait_for(lambda: value(conn, "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'") == 1)
+        conn.execute("SELECT count(dgen.cast('m/full' || n, '{}')) FROM generate_series(1, 300) n")
+        with pytest.raises(psycopg.Error) as raised:
+            conn.execute("SELECT dgen.call('m/1', '{}')")
+        assert raised.value.sqlstate == "53400" and "max_ready" in str(raised.value), raised.value
+        holder.execute("SELECT pg_advisory_unlock(1)")
+        assert value(conn, "SELECT dgen.receive_response(%s, '30 s')", busy) == 1
+        wait_idle(conn)
+        assert value(conn, "SELECT count(*) FROM dgen.server WHERE server LIKE 'm/full%' AND state = '1'") == 300
+        assert value(conn, "SELECT dgen.call('m/1', '{}')") == 1
+        assert_nothing_left(conn)
+
 
 @pytest.mark.seconds(240)
 def test_dead_workers_leave_nothing(cluster):

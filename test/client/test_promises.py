@@ -16,6 +16,7 @@ import time
 import psycopg
 import pytest
 
+from build import INSTRUMENT
 from cluster import wait_for
 from common import assert_nothing_left, in_threads, rounds_of, seed_of, value, wait_idle
 
@@ -200,6 +201,7 @@ def test_nobody_listens(conn, look):
     assert value(conn, CALL, "look/0", '{}')["listens"] == []
 
 
+@pytest.mark.skipif(INSTRUMENT != "", reason="instrumented handlers are slow, and run alone")
 def test_they_do_share_transactions(conn, look):
     """The tests around this one would be worth nothing if they did not."""
     def shared():

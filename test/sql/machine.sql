@@ -208,6 +208,9 @@ SELECT dgen.try('fsm', 'handle_event', '{"kind": "call", "event": {"next": "b", 
 SELECT dgen.try('fsm', 'enter', '"a"', '{"state_name": "b", "data": {"b": "SELECT dgen.state_timeout(''1 s'', ''2'')"}}');
 SELECT dgen.try('fsm', 'init', '{"state": "q"}');
 SELECT pg_temp.error($$SELECT dgen.try('fsm', 'handle_call', '1', '1')$$);
+SELECT pg_temp.error($$SELECT dgen.try('fsm', 'handle_event', '1', '{"data": {}}')$$);
+SELECT pg_temp.error($$SELECT dgen.call('fsm/12', '{"do": "SELECT dgen.state_timeout(''296520 years'')", "reply": 1}')$$);
+SELECT pg_temp.error($$SELECT dgen.start('fsm/13', '{"do": "SELECT dgen.next_event(''{\"do\": \"SELECT dgen.reject(''''no'''')\"}'')"}')$$);
 SELECT pg_temp.error($$SELECT dgen.next_event('1')$$);
 -- validate, and where it is refused the machine stays where it was
 CREATE FUNCTION fsm.validate(data jsonb) RETURNS boolean LANGUAGE sql AS $$ SELECT NOT data ? 'bad' $$;

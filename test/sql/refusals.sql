@@ -36,7 +36,7 @@ SELECT pg_temp.try(format('SELECT dgen.query(''refusals/a'', %L)', jsonb_build_o
 --
 SELECT pg_temp.try($$SELECT dgen.cast('refusals/a', to_jsonb(repeat('x', 2000)))$$);
 SELECT pg_temp.try($$SELECT dgen.call('refusals/a', to_jsonb(repeat('x', 2000)))$$);
-SELECT pg_temp.try($$SELECT dgen.delete('refusals/a', tombstone => '296600 years')$$);
+SELECT pg_temp.try($$SELECT dgen.delete('refusals/a', tombstone => '296520 years')$$);
 SELECT pg_temp.try($$SELECT dgen.send_every('refusals/b', '1', every => '200000 years', name => 'late', start => '294276-01-01')$$);
 
 --
