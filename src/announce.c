@@ -383,6 +383,7 @@ dgen_announce(DgenDatabase *db)
 	changed = changed_servers();
 	notify_all(changed, all > 0);
 	pg_atomic_write_u64(&db->announced_at, (uint64) now);
+	dgen_waitpoint_reach("dgen-announced");
 
 	/* who enters something from here on wakes us; then see to who did before */
 	pg_atomic_exchange_u64(&db->announce_at, (uint64) DT_NOEND);

@@ -166,6 +166,27 @@ def test_without_keeper(boxes):
     assert listener.modules == ["box"]
 
 
+def test_changed_while_it_is_announced(boxes):
+    """Between the announcement and the moment that its places are freed."""
+    listener = Listener(boxes.cluster)
+    boxes.execute("SELECT dgen.call('box/meanwhile', '1')")
+    listener.wait("box/meanwhile", 1)
+    boxes.cluster.configure({"dgen.debug_waitpoint": "dgen-announced"})
+    boxes.execute("SELECT pg_advisory_lock(hashtext('dgen-announced'))")
+    try:
+        boxes.cluster.reload()
+        boxes.execute("SELECT dgen.call('box/meanwhile', '2')")
+        wait_for(lambda: value(boxes, "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) "
+                                      "WHERE NOT granted AND backend_type = 'dgen keeper'") == 1)
+        assert listener.heard("box/meanwhile", 2)
+        boxes.execute("SELECT dgen.call('box/meanwhile', '3')")
+    finally:
+        boxes.cluster.configure({"dgen.debug_waitpoint": ""})
+        boxes.cluster.reload()
+        boxes.execute("SELECT pg_advisory_unlock(hashtext('dgen-announced'))")
+    listener.wait("box/meanwhile", 3)
+
+
 def test_queue_that_fills_up(cluster):
     """A listener that does not read stops nobody; announcements wait until there is room."""
     if cluster.build.major < 17:
@@ -203,7 +224,7 @@ def test_wait_change_keeps_no_snapshot(boxes):
                                              (version,)).fetchone())
         thread = threading.Thread(target=wait, daemon=True)
         thread.start()
-        asleep = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event = 'Extension' AND "
+        asleep = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Extension' AND "
         wait_for(lambda: value(boxes, asleep + "state = 'active'", pid) == 1)
         for _ in range(30):
             assert value(boxes, asleep + "(backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)", pid) == 0
@@ -235,7 +256,7 @@ def test_wait_change_loses_its_right(boxes):
                 failed.append(e.sqlstate)
         thread = threading.Thread(target=wait, daemon=True)
         thread.start()
-        wait_for(lambda: value(boxes, "SELECT wait_event FROM pg_stat_activity WHERE pid = %s",
+        wait_for(lambda: value(boxes, "SELECT wait_event_type FROM pg_stat_activity WHERE pid = %s",
                                waiting.info.backend_pid) == "Extension")
         boxes.execute("REVOKE readers FROM follower")
         boxes.execute("SELECT dgen.call('box/r', '2')")

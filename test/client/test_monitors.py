@@ -124,11 +124,11 @@ def test_wait_server_keeps_no_snapshot(cluster):
             done.append(True)
         thread = threading.Thread(target=wait, daemon=True)
         thread.start()
-        wait_for(lambda: value(conn, "SELECT wait_event FROM pg_stat_activity WHERE pid = %s "
+        wait_for(lambda: value(conn, "SELECT wait_event_type FROM pg_stat_activity WHERE pid = %s "
                                      "AND state = 'active'", pid) == "Extension")
         for _ in range(30):
             assert value(conn, "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND "
-                               "wait_event = 'Extension' AND (backend_xmin IS NOT NULL "
+                               "wait_event_type = 'Extension' AND (backend_xmin IS NOT NULL "
                                "OR backend_xid IS NOT NULL)", pid) == 0
             time.sleep(0.05)
         assert not done
