@@ -311,20 +311,12 @@ updates_extension(Node *stmt)
 		strcmp(((AlterExtensionStmt *) stmt)->extname, "dgen") == 0;
 }
 
-/*
- * DROP EXTENSION dgen, and its update: workers hold locks on its tables in
- * their own order, so they had better not be there.
- */
 static bool
-wants_tables(Node *stmt)
+drops_extension(Node *stmt)
 {
 	DropStmt   *drop = (DropStmt *) stmt;
 	ListCell   *lc;
 
-	if (!superuser() || dgen_is_worker())
-		return false;
-	if (updates_extension(stmt))
-		return true;
 	if (!IsA(stmt, DropStmt) || drop->removeType != OBJECT_EXTENSION)
 		return false;
 	foreach(lc, drop->objects)
@@ -333,6 +325,18 @@ wants_tables(Node *stmt)
 			return true;
 	}
 	return false;
+}
+
+/*
+ * DROP EXTENSION dgen, and its update: workers hold locks on its tables in
+ * their own order, so they had better not be there.  Who the user is comes
+ * last: in a transaction that has failed nobody may read a catalog, and
+ * ROLLBACK comes through here.
+ */
+static bool
+wants_tables(Node *stmt)
+{
+	return (updates_extension(stmt) || drops_extension(stmt)) && superuser() && !dgen_is_worker();
 }
 
 /* ------------------------------------------------------------------- hooks */

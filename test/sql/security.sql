@@ -221,6 +221,15 @@ RESET SESSION AUTHORIZATION;
 REVOKE pg_read_all_data, pg_write_all_data FROM regress_dgen_evil;
 
 --
+-- The end of a failed transaction in which roles have changed
+--
+BEGIN;
+ALTER ROLE regress_dgen_user CONNECTION LIMIT 10;
+SET ROLE regress_dgen_user;
+SELECT 1 / 0;
+ROLLBACK;
+
+--
 -- Names and timers of others
 --
 SET ROLE regress_dgen_good;
