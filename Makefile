@@ -5,6 +5,9 @@
 #   make check-long        the tests that take long
 #   make check-clients     the tests of clients in Node, Ruby and Java, whose packages it installs
 #   make check-versions    all tests on PostgreSQL 17 and 18 (root; downloads two Debians)
+#   make check-coverage    all tests, and which lines and errors they reach
+#   make check-sanitizers  all tests with AddressSanitizer and UndefinedBehaviorSanitizer
+#   make check-valgrind    a few suites below valgrind
 #   make demo, demo-stop   a small ledger on a private throwaway cluster
 #   make bench             the benchmarks, in private throwaway clusters
 #   make bench-plots       how cost grows, measured and drawn into doc/plots
@@ -21,7 +24,7 @@ top := $(or $(VPATH),$(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST)))))
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(top)/dgen.control)
 
 # Goals that must work before PostgreSQL is installed
-OWN_GOALS = check check-long check-clients check-versions demo demo-stop bench bench-plots dist release-script
+OWN_GOALS = check check-long check-clients check-versions check-coverage check-sanitizers check-valgrind demo demo-stop bench bench-plots dist release-script
 
 ifneq (,$(filter $(OWN_GOALS),$(MAKECMDGOALS)))
 
@@ -38,6 +41,9 @@ check-clients:
 
 check-versions:
 	@$(top)/test/versions
+
+check-coverage check-sanitizers check-valgrind:
+	@$(top)/test/instrumented $(@:check-%=%)
 
 demo:
 	@$(top)/examples/ledger/demo start
