@@ -17,6 +17,7 @@ import os
 
 import psycopg
 from aiohttp import web
+from psycopg import sql
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 QUIET = 15      # seconds until a page is told that there is nothing new
@@ -29,6 +30,7 @@ class Follower:
         self.module, self.pooler = module, pooler
         self.waiting = {}           # server -> events of the pages that follow it
         self.reader = None
+        self.turn = asyncio.Lock()
 
     async def connect(self):
         # no prepared statements, which a pooler in transaction mode may lose
@@ -36,15 +38,16 @@ class Follower:
 
     async def read(self, query, *parameters):
         """Pages use one connection in turn; a lost one is made anew, once."""
-        for attempt in 1, 2:
-            if self.reader is None or self.reader.closed:
-                self.reader = await self.connect()
-            try:
-                return await (await self.reader.execute(query, parameters)).fetchall()
-            except psycopg.OperationalError:
-                await self.reader.close()
-                if attempt == 2:
-                    raise
+        async with self.turn:
+            for attempt in 1, 2:
+                if self.reader is None or self.reader.closed:
+                    self.reader = await self.connect()
+                try:
+                    return await (await self.reader.execute(query, parameters)).fetchall()
+                except psycopg.OperationalError:
+                    await self.reader.close()
+                    if attempt == 2:
+                        raise
 
     async def servers(self):
         rows = await self.read("SELECT server FROM dgen.servers WHERE module = %s ORDER BY server LIMIT 1000",
@@ -56,6 +59,10 @@ class Follower:
                                server, self.module)
         return rows[0] if rows else (None, None)
 
+    async def channel(self):
+        rows = await self.read("SELECT notify FROM dgen.modules WHERE module = %s", self.module)
+        return rows[0][0] if rows else None
+
     # --- by LISTEN: one connection for all pages
 
     async def listen(self):
@@ -63,10 +70,12 @@ class Follower:
         all look again after each LISTEN."""
         while True:
             with contextlib.suppress(psycopg.OperationalError):
+                channel = await self.channel()
+                if channel is None:     # taken away: pages look each QUIET seconds
+                    await asyncio.sleep(QUIET)
+                    continue
                 async with await self.connect() as conn:
-                    (channel,), = await (await conn.execute(
-                        "SELECT notify FROM dgen.modules WHERE module = %s", (self.module,))).fetchall()
-                    await conn.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
+                    await conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
                     self.wake(self.waiting)
                     async for notice in conn.notifies():
                         news = json.loads(notice.payload)
@@ -166,6 +175,9 @@ async def add_headers(request, response):
 
 async def background(app):
     follower = app["follower"]
+    if not follower.pooler and await follower.channel() is None:
+        raise SystemExit("module %s has no option notify, or is not for this role to see: set it, or pass --pooler"
+                         % follower.module)
     task = None if follower.pooler else asyncio.create_task(follower.listen())
     yield
     if task:

@@ -492,6 +492,15 @@ def test_page(parcels, browser):
         page.wait("version 5", {"at": "Suva", "moves": None})
 
 
+def test_page_without_notify(parcels):
+    parcels.execute("SELECT dgen.alter_module('parcel', notify => '')")
+    done = subprocess.run([sys.executable, "-B", os.path.join(TOP, "examples", "follow", "server.py"), "parcel"],
+                          env=dict(clean_environment(), PGHOST=parcels.cluster.socket_dir, PGUSER="postgres",
+                                   PGPORT=str(parcels.cluster.port), PGDATABASE="postgres"),
+                          text=True, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode != 0 and "has no option notify" in done.stderr
+
+
 def test_page_through_a_pooler(parcels, browser):
     if find_pgbouncer() is None:
         pytest.skip("there is no pgbouncer")
