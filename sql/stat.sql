@@ -26,6 +26,7 @@ COMMENT ON FUNCTION dgen.stat_reset(text) IS
 
 CREATE FUNCTION dgen.stat_module_info(
 	OUT module text,
+	OUT suspended_by text,
 	OUT calls bigint,
 	OUT requests bigint,
 	OUT casts bigint,
@@ -74,6 +75,7 @@ CREATE VIEW dgen.stat_module AS
 COMMENT ON VIEW dgen.stat_module IS
 'what the activations of each module were, and how long they took, since the server''s start or dgen.stat_reset()';
 COMMENT ON COLUMN dgen.stat_module.module IS 'module';
+COMMENT ON COLUMN dgen.stat_module.suspended_by IS 'who suspended the module: a role, or dgen; null: it is not';
 COMMENT ON COLUMN dgen.stat_module.calls IS 'calls and invokes that were handled and committed';
 COMMENT ON COLUMN dgen.stat_module.requests IS 'the same of requests';
 COMMENT ON COLUMN dgen.stat_module.casts IS 'the same of casts';

@@ -692,6 +692,7 @@ dgen_may_monitor_module(PG_FUNCTION_ARGS)
 enum
 {
 	INFO_MODULE,
+	INFO_SUSPENDED_BY,
 	INFO_COUNTS,
 	INFO_COMMITS = INFO_COUNTS + DGEN_NSTATS,
 	INFO_SERIES,
@@ -752,6 +753,9 @@ show_module(ReturnSetInfo *rsinfo, DgenModule *module)
 	bool		found = read_entry(module->id, e, &full);
 
 	values[INFO_MODULE] = CStringGetTextDatum(module->name);
+	nulls[INFO_SUSPENDED_BY] = !module->suspended;
+	if (module->suspended)
+		values[INFO_SUSPENDED_BY] = CStringGetTextDatum(module->suspended_by ? module->suspended_by : "");
 	for (int i = 0; i < DGEN_NSTATS; i++)
 		values[INFO_COUNTS + i] = Int64GetDatum(e->counts[i]);
 	values[INFO_COMMITS] = Int64GetDatum(e->series[SERIES_COMMIT].n);

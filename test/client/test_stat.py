@@ -104,7 +104,7 @@ def test_errors_in_company(db):
                      "FROM generate_series(1, 300) i")
         conn.execute("SELECT dgen.resume(module => 'figures')")
         wait_idle(conn)
-        wait_for(lambda: counts(conn) == (0, 270, 30, 30), message=lambda: counts(conn))
+        wait_for(lambda: counts(conn) == (0, 270, 30, 30))
         assert value(conn, "SELECT sum(activations) FROM dgen.stat_server") == 270
         assert value(conn, "SELECT commits <= 270 FROM dgen.stat_module")
 

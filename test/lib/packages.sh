@@ -30,6 +30,8 @@ need_packages() {
             chromium)
                 command -v chromium >/dev/null || missing+=(chromium)
                 command -v chromedriver >/dev/null || missing+=(chromium-driver) ;;
+            exporter) command -v prometheus-postgres-exporter >/dev/null || missing+=(prometheus-postgres-exporter) ;;
+            yaml) "$PYTHON" -c 'import yaml' 2>/dev/null || missing+=(python3-yaml) ;;
             pgbouncer) PATH=$PATH:/usr/sbin command -v pgbouncer >/dev/null || missing+=(pgbouncer) ;;
             node) command -v node >/dev/null || missing+=(nodejs) ;;
             npm) command -v npm >/dev/null || missing+=(npm) ;;
