@@ -77,7 +77,7 @@ else
 OBJS = $(sort $(patsubst $(top)/%.c,%.o,$(wildcard $(top)/src/*.c)))
 
 # The install script is made of these, in this order
-SQL_PARTS = header tables patch module attributes message timer request server external registry supervisor history lifecycle views migrate trace statistics stat why grants
+SQL_PARTS = header tables patch module attributes message timer request server external registry supervisor history lifecycle views migrate trace statistics stat why audit transfer grants
 
 DATA_built  = sql/dgen--$(EXTVERSION).sql
 # Scripts that lead from one version to the next, and those of earlier versions

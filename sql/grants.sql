@@ -11,7 +11,7 @@ REVOKE ALL ON ALL SEQUENCES IN SCHEMA dgen FROM PUBLIC;
 GRANT SELECT ON dgen.servers, dgen.messages, dgen.modules, dgen.dead_letters, dgen.workers, dgen.pools,
 	dgen.progress, dgen.progress_migrate, dgen.names, dgen.groups, dgen.monitors, dgen.traces, dgen.trace_log,
 	dgen.timers, dgen.supervisors, dgen.children, dgen.stat_module, dgen.stat_server, dgen.stat_worker,
-	dgen.stat_activity, dgen.stat_queue, dgen.stat_timers, dgen.stat_database TO PUBLIC;
+	dgen.stat_activity, dgen.stat_queue, dgen.stat_timers, dgen.stat_database, dgen.audit_log TO PUBLIC;
 
 /* What a dump carries.  Not dgen.installation: a restored copy must know that it is one. */
 SELECT pg_extension_config_dump('dgen.adoption', '');
@@ -33,5 +33,6 @@ SELECT pg_extension_config_dump('dgen.name', '');
 SELECT pg_extension_config_dump('dgen.member', '');
 SELECT pg_extension_config_dump('dgen.supervisor', '');
 SELECT pg_extension_config_dump('dgen.child', '');
+SELECT pg_extension_config_dump('dgen.audit', '');
 SELECT pg_extension_config_dump('dgen.module_id', '');
 SELECT pg_extension_config_dump('dgen.message_id', '');

@@ -71,7 +71,7 @@ CREATE FUNCTION dgen.abort(server text)
 RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'dgen_abort';
 COMMENT ON FUNCTION dgen.abort(text) IS
-'cancel what a worker does for a server outside of its handlers, handle_locked or an effect, at once; it is tried again like one that failed. False if nothing of it is running';
+'cancel what a worker does for a server now, a handler, handle_locked or an effect; a message is tried again like one that failed, a caller gets OT020. False if nothing of it is running';
 
 CREATE FUNCTION dgen.release(server text)
 RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -87,11 +87,15 @@ AS 'MODULE_PATHNAME', 'dgen_requeue';
 COMMENT ON FUNCTION dgen.requeue(bigint, jsonb) IS
 'put a dead letter back to its old place in the mailbox, edited if a message is given; its attempts start anew. False if there is no such letter';
 
-CREATE FUNCTION dgen.requeue_all(server text DEFAULT NULL, module text DEFAULT NULL)
+CREATE FUNCTION dgen.requeue_all(
+	server text DEFAULT NULL,
+	module text DEFAULT NULL,
+	ids bigint[] DEFAULT NULL,
+	sqlstate text DEFAULT NULL)
 RETURNS bigint LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'dgen_requeue_all';
-COMMENT ON FUNCTION dgen.requeue_all(text, text) IS
-'put all dead letters of a server or of a module back to their old places; returns how many';
+COMMENT ON FUNCTION dgen.requeue_all(text, text, bigint[], text) IS
+'put all dead letters of a server or of a module, or those with these ids, back to their old places; with sqlstate, those that failed so; returns how many';
 
 CREATE FUNCTION dgen.discard(id bigint)
 RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE

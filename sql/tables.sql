@@ -498,3 +498,37 @@ CREATE TABLE dgen.trace_entry (
 	autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX trace_entry_place_idx ON dgen.trace_entry (trace, place);
 CREATE INDEX trace_entry_server_idx ON dgen.trace_entry (server);
+
+/*
+ * What operators have changed by hand.  server: an address, or a module's name
+ * and a slash.  what: before and after are 's' states, 'm' messages, 'd'
+ * documents as dgen.export() makes them, 'p' a suspension.  undo: a patch, of a
+ * state that is too large to be kept.
+ */
+CREATE TABLE dgen.audit (
+	id bigint NOT NULL,
+	at timestamptz NOT NULL,
+	action text COLLATE "C" NOT NULL,
+	server text COLLATE "C" NOT NULL,
+	session_role text COLLATE "C" NOT NULL,
+	"current_role" text COLLATE "C" NOT NULL,
+	application_name text COLLATE "C",
+	client text COLLATE "C",
+	sender text COLLATE "C" NOT NULL,	-- a session's id, or the server whose handler did it
+	reason text COLLATE "C",
+	vsn text COLLATE "C",				-- of the state before
+	incarnation bigint,					-- after it
+	old_version bigint,
+	new_version bigint,
+	message_id bigint,
+	affected bigint,					-- messages
+	undoes bigint,						-- the row that it undoes
+	what "char",
+	before jsonb,
+	after jsonb,
+	undo jsonb,
+	PRIMARY KEY (id)
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000,
+	autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX audit_at_idx ON dgen.audit (at);
+CREATE INDEX audit_server_idx ON dgen.audit (server, id);

@@ -20,6 +20,8 @@
  *-------------------------------------------------------------------------
  */
 #include "module.h"
+#include "audit.h"
+#include "document.h"
 #include "stat.h"
 
 #include "access/xact.h"
@@ -44,6 +46,7 @@ typedef struct Change
 	DgenPoolKind pool;
 	int32		module_id;
 	int64		hash;			/* 0: the module was resumed */
+	SubTransactionId subid;
 } Change;
 
 static List *changes = NIL;		/* in TopTransactionContext, entries too */
@@ -120,6 +123,7 @@ remember_change(DgenModule *module, int64 hash)
 	entry->pool = DGEN_POOL_OF(module);
 	entry->module_id = module->id;
 	entry->hash = hash;
+	entry->subid = GetCurrentSubTransactionId();
 	changes = lappend(changes, entry);
 	MemoryContextSwitchTo(old);
 }
@@ -311,6 +315,31 @@ dgen_start(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(server->incarnation);
 }
 
+/* ---------------------------------------------------------------- audit */
+
+/* What is about to go of a server, if it is not too much. */
+static void
+note_document(DgenAudit *audit, DgenModule *module, const DgenAddress *address, DgenServer *server,
+			  bool with_mailbox)
+{
+	audit->what = DGEN_AUDIT_DOCUMENT;
+	audit->old_version = server->version;
+	if (dgen_audit_wanted(true) && server->exists)
+		audit->before = dgen_export_server(module, address, server, with_mailbox, false, NULL,
+										   dgen_audit_limit());
+}
+
+/* The server has been written. */
+static void
+write_audit(DgenAudit *audit, DgenServer *server, bool routine)
+{
+	if (!dgen_audit_wanted(routine))
+		return;
+	audit->incarnation = server->incarnation;
+	audit->new_version = server->version;
+	dgen_audit_write(audit);
+}
+
 /* ---------------------------------------------------------------- stop */
 
 /* End an incarnation; false if none lives. */
@@ -322,11 +351,13 @@ stop_server(FunctionCallInfo fcinfo, const char *reason, bool forget)
 	DgenTable  *table;
 	DgenServer *server = dgen_admin_open(module, &address, &table);
 	bool		was_active = server->active;
+	DgenAudit	audit = {.action = forget ? "kill" : "stop",.server = address.text,.reason = reason};
 
 	if (!server->exists)
 		dgen_admin_no_server(module, server);
 	if (was_active)
 	{
+		note_document(&audit, module, &address, server, false);
 		if (forget)
 			dgen_activation_kill(module, server, reason);
 		else
@@ -344,6 +375,8 @@ stop_server(FunctionCallInfo fcinfo, const char *reason, bool forget)
 		}
 	}
 	dgen_admin_close(table, server);
+	if (was_active)
+		write_audit(&audit, server, true);
 	return was_active;
 }
 
@@ -398,6 +431,22 @@ erase_server(DgenServer *server)
 	server->continue_id = 0;
 }
 
+bool
+dgen_admin_erase(DgenModule *module, const DgenAddress *address, DgenServer *server, const char *why)
+{
+	bool		found = server->exists && server->tombstone_until == 0;
+
+	dgen_lock_break(server, why);
+	dgen_progress_begin(DGEN_COMMAND_DELETE, module, false);
+	found |= dgen_letter_erase(module, address) > 0;
+	dgen_progress_end();
+	found |= dgen_ties_end(server, "deleted", true) > 0;
+	remember_change(module, server->hash);
+	erase_server(server);
+	dgen_attributes_update(module, server, DGEN_AS_OWNER);
+	return found;
+}
+
 /*
  * delete(server text, tombstone interval) -> boolean: state, mailbox, delayed
  * and postponed messages, their failures and dead letters.  It is how what is
@@ -410,6 +459,7 @@ dgen_delete(PG_FUNCTION_ARGS)
 	DgenAddress address;
 	DgenModule *module = operated_module(fcinfo, &address);
 	TimestampTz tombstone_until = 0;
+	DgenAudit	audit = {.action = "delete",.server = address.text};
 	int64		span;
 	DgenTable  *table;
 	DgenServer *server;
@@ -422,23 +472,17 @@ dgen_delete(PG_FUNCTION_ARGS)
 		dgen_batch_split("dgen.delete()");
 
 	server = dgen_admin_open(module, &address, &table);
-	dgen_lock_break(server, "The server was deleted.");
-	found = server->exists && server->tombstone_until == 0;
-	dgen_progress_begin(DGEN_COMMAND_DELETE, module, false);
-	found |= dgen_letter_erase(module, &address) > 0;
-	dgen_progress_end();
-	found |= dgen_ties_end(server, "deleted", true) > 0;
+	note_document(&audit, module, &address, server, true);
+	found = dgen_admin_erase(module, &address, server, "The server was deleted.");
 	dgen_trace_erase(&address);
 	dgen_statistics_erase(&address);
 	dgen_stat_forget_server(&address);
-	remember_change(module, server->hash);
-
-	erase_server(server);
-	dgen_attributes_update(module, server, DGEN_AS_OWNER);
 	server->tombstone_until = tombstone_until;
 	server->erased = tombstone_until == 0;
 	server->dirty = true;
 	dgen_admin_close(table, server);
+	if (found)
+		write_audit(&audit, server, true);
 	PG_RETURN_BOOL(found);
 }
 
@@ -504,28 +548,88 @@ module_argument(FunctionCallInfo fcinfo)
 	return module;
 }
 
+void
+dgen_admin_set_suspended(DgenServer *server, TimestampTz at, const char *by)
+{
+	server->suspended = at != 0;
+	server->suspended_at = at;
+	server->suspended_by = at != 0 ? server_string(server, by ? by : "an operator") : NULL;
+	server->dirty = true;
+	if (at != 0)
+		server->erased = false;
+	else
+		erase_if_empty(server);
+}
+
 /* One that nobody has heard of is created suspended; a first suspension stays as it is. */
 static void
 suspend_server(FunctionCallInfo fcinfo, const char *by, const char *reason)
 {
 	DgenAddress address;
 	DgenModule *module = operated_module(fcinfo, &address);
+	DgenAudit	audit = {.action = "suspend",.server = address.text,.reason = reason,.what = DGEN_AUDIT_SUSPENSION};
 	DgenTable  *table;
 	DgenServer *server;
+	bool		was_suspended;
 
 	/* activations of this batch that are yet to run must not */
 	if (dgen_batch_active())
 		dgen_batch_split("dgen.suspend()");
 	server = dgen_admin_open(module, &address, &table);
-	if (!server->suspended)
+	was_suspended = server->suspended;
+	if (!was_suspended)
 	{
-		server->suspended = true;
-		server->suspended_at = GetCurrentTimestamp();
-		server->suspended_by = server_string(server, reason ? psprintf("%s: %s", by, reason) : by);
-		server->erased = false;
-		server->dirty = true;
+		dgen_admin_set_suspended(server, GetCurrentTimestamp(),
+								 reason ? psprintf("%s: %s", by, reason) : by);
+		audit.after = dgen_doc_suspension(server->suspended_at, server->suspended_by, NULL);
 	}
 	dgen_admin_close(table, server);
+	if (!was_suspended)
+		write_audit(&audit, server, false);
+}
+
+/* What a module's row says of its suspension, or NULL. */
+static Jsonb *
+module_suspension(DgenModule *module)
+{
+	DgenModuleRow row;
+
+	if (!dgen_module_row_read(module->name, &row) || row.nulls[MODULE_SUSPENDED_AT])
+		return NULL;
+	return dgen_doc_suspension(DatumGetTimestampTz(row.values[MODULE_SUSPENDED_AT]),
+							   row.nulls[MODULE_SUSPENDED_BY] ? NULL :
+							   TextDatumGetCString(row.values[MODULE_SUSPENDED_BY]),
+							   row.nulls[MODULE_SUSPENDED_REASON] ? NULL :
+							   TextDatumGetCString(row.values[MODULE_SUSPENDED_REASON]));
+}
+
+/* Two of these are the same, or there is none but one. */
+static bool
+changed(Jsonb *before, Jsonb *after)
+{
+	return (before == NULL) != (after == NULL);
+}
+
+static void
+audit_module(const char *action, DgenModule *module, const char *reason, Jsonb *before)
+{
+	DgenAudit	audit = {.action = action,.reason = reason,.what = DGEN_AUDIT_SUSPENSION,.before = before};
+
+	CommandCounterIncrement();
+	audit.after = module_suspension(module);
+	if (!changed(before, audit.after) || !dgen_audit_wanted(false))
+		return;
+	audit.server = psprintf("%s/", module->name);
+	dgen_audit_write(&audit);
+}
+
+void
+dgen_admin_suspend_module(DgenModule *module, const char *by, const char *reason)
+{
+	Jsonb	   *before = module_suspension(module);
+
+	dgen_module_suspend(module, by, reason);
+	audit_module("suspend", module, reason, before);
 }
 
 /*
@@ -545,7 +649,7 @@ dgen_suspend(PG_FUNCTION_ARGS)
 			suspend_server(fcinfo, by, reason);
 			break;
 		case SUBJECT_MODULE:
-			dgen_module_suspend(module_argument(fcinfo), by, reason);
+			dgen_admin_suspend_module(module_argument(fcinfo), by, reason);
 			break;
 		case SUBJECT_EVERYTHING:
 			check_everything("suspend");
@@ -555,7 +659,7 @@ dgen_suspend(PG_FUNCTION_ARGS)
 				DgenModule *module = dgen_module_get(lfirst(lc), true);
 
 				if (module != NULL)
-					dgen_module_suspend(module, by, reason);
+					dgen_admin_suspend_module(module, by, reason);
 			}
 			break;
 	}
@@ -569,25 +673,30 @@ resume_server(FunctionCallInfo fcinfo)
 {
 	DgenAddress address;
 	DgenModule *module = operated_module(fcinfo, &address);
+	DgenAudit	audit = {.action = "resume",.server = address.text,.what = DGEN_AUDIT_SUSPENSION};
 	DgenTable  *table;
 	DgenServer *server = dgen_admin_open(module, &address, &table);
+	bool		was_suspended = server->suspended;
 
-	if (server->suspended)
+	if (was_suspended)
 	{
-		server->suspended = false;
-		server->suspended_at = 0;
-		server->suspended_by = NULL;
-		server->dirty = true;
-		erase_if_empty(server);
+		audit.before = dgen_doc_suspension(server->suspended_at, server->suspended_by, NULL);
+		dgen_admin_set_suspended(server, 0, NULL);
 	}
 	dgen_admin_close(table, server);
+	if (was_suspended)
+		write_audit(&audit, server, false);
 }
 
-static void
-resume_module(DgenModule *module)
+void
+dgen_admin_resume_module(DgenModule *module, const char *reason)
 {
-	if (dgen_module_resume(module))
-		remember_change(module, 0);
+	Jsonb	   *before = module_suspension(module);
+
+	if (!dgen_module_resume(module))
+		return;
+	remember_change(module, 0);
+	audit_module("resume", module, reason, before);
 }
 
 /* Resuming does not mend callbacks that belong to the wrong role. */
@@ -618,7 +727,7 @@ dgen_resume(PG_FUNCTION_ARGS)
 		case SUBJECT_MODULE:
 			module = module_argument(fcinfo);
 			check_owner_fault(module);
-			resume_module(module);
+			dgen_admin_resume_module(module, NULL);
 			break;
 		case SUBJECT_EVERYTHING:
 			check_everything("resume");
@@ -627,7 +736,7 @@ dgen_resume(PG_FUNCTION_ARGS)
 			{
 				module = dgen_module_get(lfirst(lc), true);
 				if (module != NULL)
-					resume_module(module);
+					dgen_admin_resume_module(module, NULL);
 			}
 			break;
 	}
@@ -689,13 +798,33 @@ dgen_admin_xact_callback(XactEvent event)
 		changes = NIL;
 }
 
+/* What a savepoint's rollback has undone need not be told. */
+void
+dgen_admin_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent)
+{
+	ListCell   *lc;
+
+	if (event != SUBXACT_EVENT_COMMIT_SUB && event != SUBXACT_EVENT_ABORT_SUB)
+		return;
+	foreach(lc, changes)
+	{
+		Change	   *entry = lfirst(lc);
+
+		if (entry->subid < my)
+			continue;
+		if (event == SUBXACT_EVENT_COMMIT_SUB)
+			entry->subid = parent;
+		else
+			changes = foreach_delete_current(changes, lc);
+	}
+}
+
 /*
  * After the commit, when its invalidations have been sent: servers of the
  * modules that it resumed go on.  Those that calls wait for are parked and rung here;
  * those with messages are found by the keeper.  Must not raise.  A prepared
  * transaction rings nobody when it commits: then a ring by the next call or
- * message does.  A resume that a savepoint undid rings in vain, which is
- * harmless.
+ * message does.
  */
 void
 dgen_admin_ring(void)
@@ -797,8 +926,11 @@ dgen_replace_state(PG_FUNCTION_ARGS)
 {
 	DgenAddress address;
 	DgenModule *module = operated_module(fcinfo, &address);
+	DgenAudit	audit = {.action = "replace_state"};
 	DgenTable  *table;
 	DgenServer *server;
+	Jsonb	   *before;
+	int64		version;
 
 	if (PG_ARGISNULL(1))
 		ereport(ERROR,
@@ -810,7 +942,11 @@ dgen_replace_state(PG_FUNCTION_ARGS)
 		dgen_admin_no_server(module, server);
 	if (!PG_ARGISNULL(2))
 		dgen_admin_check_version(server, PG_GETARG_INT64(2));
+	before = server->state;
+	version = server->version;
+	audit.vsn = server->vsn;
 	set_state(module, &address, server, dgen_arg_jsonb(fcinfo, 1));
 	dgen_admin_close(table, server);
+	dgen_audit_state(&audit, server, before, version);
 	PG_RETURN_INT64(server->version);
 }

@@ -644,10 +644,10 @@ explain_interrupt(Batch *b, DgenInterrupt why)
 	const char *what = b->effects ? "effect" : "handler";
 	const char *option = b->effects ? "work_timeout" : "handler_timeout";
 
-	if (b->effects && why == DGEN_INTERRUPT_CALLER)
+	if (why == DGEN_INTERRUPT_CALLER)
 	{
 		b->error->sqlerrcode = ERRCODE_DGEN_WORKER_LOST;
-		b->error->message = pstrdup("effect was aborted");
+		b->error->message = psprintf("%s was aborted", what);
 		b->error->detail = pstrdup("An operator did so by dgen.abort(). Its work in the database was undone.");
 		b->error->hint = pstrdup("It is tried again, until its attempts are used up; dgen.discard() gives it up.");
 		return;

@@ -19,7 +19,7 @@
  * QUEUED is left by compare-and-swap, by the worker to RUNNING or by the caller
  * to ABANDONED, so a caller that got ABANDONED knows: it did not happen.  A
  * call that runs is cancelled by name: the caller writes its id into the
- * worker's slot and sends SIGINT, which the worker honours only while it runs
+ * worker's slot and sends SIGUSR2, which the worker honours only while it runs
  * that very call.
  *
  * The caller sleeps on its latch.  After deadlock_timeout it sleeps on the
@@ -243,7 +243,7 @@ cancel_running(Outstanding *o)
 	pg_atomic_write_u64(&slot->cancel_call, o->call->id);
 	pg_memory_barrier();
 	if (slot->pid != 0)
-		kill(slot->pid, SIGINT);
+		kill(slot->pid, SIGUSR2);
 }
 
 /*

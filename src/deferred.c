@@ -24,6 +24,7 @@
  *
  *-------------------------------------------------------------------------
  */
+#include "audit.h"
 #include "batch.h"
 
 #include "access/skey.h"
@@ -271,7 +272,7 @@ dgen_deferred_by(int pid)
 	return server[0] != '\0' ? pstrdup(server) : NULL;
 }
 
-static void
+static const char *
 reply_to_call(uint64 call_id, uint64 secret, Jsonb *reply)
 {
 	dsa_pointer call = InvalidDsaPointer;
@@ -283,7 +284,7 @@ reply_to_call(uint64 call_id, uint64 secret, Jsonb *reply)
 		if (find_change(call_id, false) != NULL)
 			stale_token();
 		add_change(DGEN_NONE, true, call_id, DGEN_CALL_DONE, reply);
-		return;
+		return dgen_scope->server;
 	}
 
 	LWLockAcquire(&dgen_shared->lock, LW_EXCLUSIVE);
@@ -304,6 +305,7 @@ reply_to_call(uint64 call_id, uint64 secret, Jsonb *reply)
 	add_change(place, true, call_id, DGEN_CALL_DONE, NULL);
 	dgen_call_put_reply(dsa_get_address(dgen_dsa(), call), DGEN_CALL_REPLY,
 						reply, VARSIZE(reply));
+	return pstrdup(((DgenCall *) dsa_get_address(dgen_dsa(), call))->data);
 }
 
 /* ---------------------------------------------------------------- kept calls */
@@ -472,7 +474,7 @@ dgen_deferred_request(DgenModule *module, DgenMessage *msg)
 					 msg->sender_role, NULL, NULL);
 }
 
-static void
+static const char *
 reply_to_request(int64 id, uint64 secret, Jsonb *reply)
 {
 	DgenTable  *table = dgen_table_open(DGEN_T_REPLY, RowExclusiveLock);
@@ -509,6 +511,17 @@ reply_to_request(int64 id, uint64 secret, Jsonb *reply)
 	CommandCounterIncrement();
 	if (dgen_module_of(msg.server) != NULL)
 		dgen_request_reply(dgen_module_of(msg.server), &msg, reply, NULL);
+	return msg.server;
+}
+
+/* By hand, and not by a handler; the reply is its receiver's business. */
+static void
+audit_reply(const char *server, int64 message_id)
+{
+	DgenAudit	audit = {.action = "reply",.server = server,.message_id = message_id};
+
+	if (dgen_audit_wanted(true))
+		dgen_audit_write(&audit);
 }
 
 PG_FUNCTION_INFO_V1(dgen_reply);
@@ -532,9 +545,9 @@ dgen_reply(PG_FUNCTION_ARGS)
 	if (!parse_token(token, &kind, &id, &secret))
 		stale_token();
 	if (kind == 'c')
-		reply_to_call(id, secret, reply);
+		audit_reply(reply_to_call(id, secret, reply), 0);
 	else
-		reply_to_request((int64) id, secret, reply);
+		audit_reply(reply_to_request((int64) id, secret, reply), (int64) id);
 	PG_RETURN_VOID();
 }
 

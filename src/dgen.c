@@ -79,6 +79,7 @@ subxact_callback(SubXactEvent event, SubTransactionId my, SubTransactionId paren
 	dgen_external_subxact(event, my, parent);
 	dgen_mailbox_subxact(event, my, parent);
 	dgen_announce_subxact(event, my, parent);
+	dgen_admin_subxact(event, my, parent);
 	dgen_statistics_subxact(event, my, parent);
 	dgen_stat_subxact(event, my, parent);
 	dgen_progress_subxact(event, my);

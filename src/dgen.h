@@ -86,6 +86,8 @@ extern int	dgen_worker_idle_timeout;	/* ms */
 extern int	dgen_cache_size;		/* kB a worker may keep of states */
 extern int	dgen_max_stat_modules;	/* dgen.max_stat_modules: modules of the cluster that are counted */
 extern int	dgen_log_min_handler_duration;	/* ms; -1: off */
+extern int	dgen_audit_retention;	/* minutes; -1: for ever, 0: nothing is audited */
+extern int	dgen_audit_max_size;	/* kB of a value that is kept */
 extern char *dgen_context;			/* dgen.context: jsonb text or "" */
 extern int	dgen_call_in_transaction;	/* DgenInTransaction */
 extern bool dgen_inline;			/* dgen.inline */
@@ -361,6 +363,7 @@ typedef enum DgenTableId
 	DGEN_T_TRACE_ENTRY,
 	DGEN_T_SUPERVISOR,
 	DGEN_T_CHILD,
+	DGEN_T_AUDIT,
 	DGEN_NTABLES
 } DgenTableId;
 
@@ -410,7 +413,9 @@ enum
 	DGEN_I_TRACE_ENTRY_PLACE = 0,
 	DGEN_I_TRACE_ENTRY_SERVER = 1,
 	DGEN_I_CHILD_POSITION = 1,
-	DGEN_I_CHILD_SERVER = 2
+	DGEN_I_CHILD_SERVER = 2,
+	DGEN_I_AUDIT_AT = 1,
+	DGEN_I_AUDIT_SERVER = 2
 };
 
 /* true if CREATE EXTENSION dgen holds here, with a schema this library knows */
@@ -484,7 +489,7 @@ typedef struct DgenWorkerSlot
 	TimestampTz busy_since;
 	bool		slow;			/* runs activations that may outlast a budget */
 	pg_atomic_uint32 idle;		/* sleeps on its latch; who clears it, sets the latch */
-	pg_atomic_uint64 current_call;	/* id of the call whose handler runs, or 0 */
+	pg_atomic_uint64 current_call;	/* id of the call whose handler runs, or a message's; or 0 */
 	int			caller_pgprocno;	/* whose it is, or DGEN_NONE; for views */
 	pg_atomic_uint64 cancel_call;	/* id of the call to cancel, or 0 */
 	int64		batches;
@@ -495,6 +500,10 @@ typedef struct DgenWorkerSlot
 	int			batch_size;		/* of the last batch */
 	char		server[DGEN_MAX_ADDRESS + 1];	/* in hand; written without lock, for views */
 } DgenWorkerSlot;
+
+/* in current_call: it is a message's id; in cancel_call: nobody who waits for it has asked */
+#define DGEN_MESSAGE_IN_HAND (UINT64CONST(1) << 63)
+#define DGEN_ABORTED (UINT64CONST(1) << 62)
 
 /* what a pool's workers do; each kind has a budget of its own */
 typedef enum DgenPoolKind
@@ -1426,6 +1435,9 @@ extern Jsonb *dgen_invoke_call(const DgenAddress *to, Jsonb *request, bool inlin
 extern void dgen_check_isolation(DgenModule *module);
 extern void dgen_check_test_isolation(DgenModule *module);	/* waived for operators */
 
+/* --------------------------------------------------------------- dry_run.c */
+extern bool dgen_in_dry_run;	/* nothing that runs now is kept */
+
 /* ------------------------------------------------------------------ lock.c
  *
  * A locked server; all under its lease, and its row is the caller's to write.
@@ -1455,6 +1467,7 @@ extern void dgen_external_subxact(SubXactEvent event, SubTransactionId my, SubTr
  * the server's mailbox.  A stream is named like its server behind a slash,
  * which no address begins with.
  */
+extern void dgen_check_may_promise(DgenModule *module, const char *hint);	/* 42501 */
 extern char *dgen_effects_of(const char *server);	/* name of the stream */
 extern int64 dgen_effects_hash(const char *server);
 extern bool dgen_is_effects(const char *name);
@@ -1483,7 +1496,13 @@ extern bool dgen_postponed_delete(int64 id);
 /* a server under its lease, to be changed; the batch's own copy inside a batch */
 extern DgenServer *dgen_admin_open(DgenModule *module, const DgenAddress *address, DgenTable **table);
 extern void dgen_admin_close(DgenTable *table, DgenServer *server);	/* writes it */
+/* all that there is of a server goes, but its row; false: there was nothing */
+extern bool dgen_admin_erase(DgenModule *module, const DgenAddress *address, DgenServer *server, const char *why);
 extern void dgen_admin_not_failing(DgenServer *server);
+/* at 0: it is resumed; the caller writes the row, and the audit */
+extern void dgen_admin_set_suspended(DgenServer *server, TimestampTz at, const char *by);
+extern void dgen_admin_suspend_module(DgenModule *module, const char *by, const char *reason);
+extern void dgen_admin_resume_module(DgenModule *module, const char *reason);
 /* an activation that is the caller's own doing: fills in who that is */
 extern void dgen_admin_act(DgenActivation *act, DgenModule *module, const DgenAddress *address,
 						   DgenServer *server, const char *kind);
@@ -1493,6 +1512,7 @@ extern void dgen_admin_check_version(DgenServer *server, int64 expected);	/* OT0
 extern Jsonb *dgen_read_state(const DgenAddress *address, DgenServer *out);
 extern void dgen_admin_xact_callback(XactEvent event);
 extern void dgen_admin_ring(void);	/* no ERROR */
+extern void dgen_admin_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
 /* a new incarnation by init, as the owner, for the current user */
 extern void dgen_admin_init(DgenModule *module, const DgenAddress *address, DgenServer *server, Jsonb *args);
 
@@ -1536,8 +1556,16 @@ extern int64 dgen_monitor_drop(const char *module);
 extern char *dgen_arg_name(FunctionCallInfo fcinfo, int argno, const char *what);
 extern bool dgen_is_visible(const char *address);	/* may the current user learn of it? */
 extern char *dgen_name_lookup(const char *name);	/* its address, or NULL */
+/* as dgen.register() does it, of a server in hand; incarnation 0: permanent */
+extern void dgen_name_give(char *name, const char *server, int64 incarnation, Jsonb *metadata);
 extern int64 dgen_registry_end(const char *address, bool forever);
 extern void dgen_check_alive(DgenModule *module, const DgenServer *server, const char *what);
+
+/* ---------------------------------------------------------------- audit.c */
+extern bool dgen_audit_sweep(TimestampTz now, Snapshot snapshot);	/* keeper */
+
+/* ---------------------------------------------------------------- group.c */
+extern void dgen_group_give(const char *group, const char *server, int64 incarnation);
 
 /* --------------------------------------------------------------- letter.c */
 /* deletes the messages and letters of a server, under its lease; how many */

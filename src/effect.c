@@ -177,8 +177,8 @@ find_function(Jsonb *message)
 /* ---------------------------------------------------------------- sending */
 
 /* Effects run as the module's owner, so only he has any promised. */
-static void
-check_may_promise(DgenModule *module)
+void
+dgen_check_may_promise(DgenModule *module, const char *hint)
 {
 	if (has_privs_of_role(GetUserId(), module->owner))
 		return;
@@ -187,7 +187,7 @@ check_may_promise(DgenModule *module)
 			 errmsg("permission denied to promise an effect of module \"%s\"", module->name),
 			 errdetail("Role \"%s\" is no member of the module's owner \"%s\", as whom the effect would run.",
 					   GetUserNameFromId(GetUserId(), false), module->owner_name),
-			 errhint("Call dgen.after_commit() in the handler itself, not in a SECURITY DEFINER function of another role.")));
+			 errhint("%s", hint)));
 }
 
 PG_FUNCTION_INFO_V1(dgen_after_commit);
@@ -219,7 +219,7 @@ dgen_after_commit(PG_FUNCTION_ARGS)
 				 errhint("Use dgen.after_commit() in handle_call, handle_cast or handle_info.")));
 	dgen_check_writable();
 	module = scope->module;
-	check_may_promise(module);
+	dgen_check_may_promise(module, "Call dgen.after_commit() in the handler itself, not in a SECURITY DEFINER function of another role.");
 	check_function(module, PG_GETARG_OID(0));
 
 	dgen_address_parse(scope->server, strlen(scope->server), &to);

@@ -105,6 +105,20 @@ add_member(const char *group, const char *server, int64 incarnation)
 	return !found;
 }
 
+/* See dgen.h; as dgen.join_group() does it. */
+void
+dgen_group_give(const char *group, const char *server, int64 incarnation)
+{
+	if (group[0] == '\0' || strlen(group) > DGEN_MAX_ADDRESS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid name of a group"),
+				 errdetail("It has %zu bytes; from 1 to %d are allowed.",
+						   strlen(group), DGEN_MAX_ADDRESS)));
+	lock_group(group, incarnation == 0 ? ExclusiveLock : ShareLock);
+	(void) add_member(group, server, incarnation);
+}
+
 /* The module of the server that is argument 1, which the caller must operate. */
 static DgenModule *
 operated_module(FunctionCallInfo fcinfo, DgenAddress *address)

@@ -29,6 +29,8 @@ int			dgen_worker_idle_timeout = 60 * 1000;
 int			dgen_cache_size = 64 * 1024;
 int			dgen_max_stat_modules = 256;
 int			dgen_log_min_handler_duration = -1;
+int			dgen_audit_retention = 90 * 24 * 60;
+int			dgen_audit_max_size = 1024;
 char	   *dgen_context = NULL;
 int			dgen_call_in_transaction = DGEN_IN_TRANSACTION_WARN;
 bool		dgen_inline = false;
@@ -177,6 +179,26 @@ define_workers(void)
 							NULL, NULL, NULL);
 }
 
+/* What operators have done. */
+static void
+define_audit(void)
+{
+	DefineCustomIntVariable("dgen.audit_retention",
+							"Sets for how long rows of dgen.audit_log are kept.",
+							"-1 keeps them for ever; 0 writes none.",
+							&dgen_audit_retention,
+							90 * 24 * 60, -1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MIN,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("dgen.audit_max_size",
+							"Sets up to which size dgen.audit_log keeps what there was before a change.",
+							"What is larger cannot be undone by dgen.undo(); of a state the difference may be small enough.",
+							&dgen_audit_max_size,
+							1024, 0, MAX_KILOBYTES,
+							PGC_SIGHUP, GUC_UNIT_KB,
+							NULL, NULL, NULL);
+}
+
 static void
 define_logging(void)
 {
@@ -241,6 +263,7 @@ dgen_guc_define(void)
 		define_memory();
 	define_workers();
 	define_logging();
+	define_audit();
 	define_session();
 	define_developer();
 	MarkGUCPrefixReserved("dgen");

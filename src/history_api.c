@@ -14,6 +14,7 @@
  *-------------------------------------------------------------------------
  */
 #include "history.h"
+#include "audit.h"
 
 #include "access/skey.h"
 #include "access/xact.h"
@@ -365,8 +366,11 @@ dgen_rollback(PG_FUNCTION_ARGS)
 {
 	DgenAddress address;
 	DgenModule *module;
+	DgenAudit	audit = {.action = "rollback"};
 	DgenTable  *table;
 	DgenServer *server;
+	Jsonb	   *before;
+	int64		old_version;
 
 	dgen_address_arg(fcinfo, 0, &address);
 	module = dgen_module_get(address.module, false);
@@ -379,8 +383,12 @@ dgen_rollback(PG_FUNCTION_ARGS)
 		dgen_admin_no_server(module, server);
 	if (!PG_ARGISNULL(2))
 		dgen_admin_check_version(server, PG_GETARG_INT64(2));
+	before = server->state;
+	old_version = server->version;
+	audit.vsn = server->vsn;
 	run_rollback(module, &address, server,
 				 PG_ARGISNULL(1) ? default_version(module, server) : PG_GETARG_INT64(1));
 	dgen_admin_close(table, server);
+	dgen_audit_state(&audit, server, before, old_version);
 	PG_RETURN_INT64(server->version);
 }

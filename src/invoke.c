@@ -38,7 +38,7 @@ dgen_check_isolation(DgenModule *module)
 		"READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"
 	};
 
-	if (module->invoke_any_isolation || XactIsoLevel >= module->isolation)
+	if (module->invoke_any_isolation || XactIsoLevel >= module->isolation || dgen_in_dry_run)
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_INAPPROPRIATE_ISOLATION_LEVEL_FOR_BRANCH_TRANSACTION),

@@ -16,6 +16,7 @@
  *				what has expired.
  *	  letters	Deletes dead letters older than their module keeps them.
  *	  history	Deletes versions of states beyond what their module keeps.
+ *	  audit		Deletes rows of the audit that are too old.
  *	  ids		Reserves message ids ahead of need.
  *	  announce	Notifies of servers that have changed: see announce.c; between
  *				passes, too.
@@ -68,6 +69,7 @@
 #define ROTATE_MS (10 * 1000)
 #define LETTERS_MS (60 * 1000)
 #define HISTORY_MS (10 * 1000)
+#define AUDIT_MS (60 * 1000)
 #define HEALTHY_MS (60 * 1000)	/* a life so long forgives earlier failures */
 #define MAX_BACKOFF_MS (60 * 1000)
 #define MAX_ERRORS 5			/* passes in a row */
@@ -153,6 +155,7 @@ static TimestampTz letters_at = 0;
 static DgenHistoryCursor history_cursor;
 static TimestampTz history_at = 0;	/* not before, unless a module was altered */
 static TimestampTz history_rest = 0;	/* not even then */
+static TimestampTz audit_at = 0;
 static uint64 history_modules = 0;	/* dgen_module_version() of the last round */
 
 static TimestampTz pass_time;	/* when this pass began */
@@ -670,6 +673,22 @@ expire_history(void)
 	history_at = pace(start, HISTORY_MS);
 }
 
+static void
+expire_audit(void)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	bool		more = true;
+
+	if (pass_time < audit_at)
+		return;
+	for (int i = 0; more && i < MAX_CHUNKS; i++)
+	{
+		more = dgen_audit_sweep(pass_time, begin());
+		commit();
+	}
+	audit_at = more ? pass_time : pace(start, AUDIT_MS);
+}
+
 /* ------------------------------------------------------------------ passes */
 
 /*
@@ -781,6 +800,7 @@ keeper_pass(void)
 		expire_history();
 		if (dgen_announce_due(db) <= pass_time)
 			dgen_announce(db);
+		expire_audit();
 	}
 	pgstat_report_activity(STATE_IDLE, NULL);
 }

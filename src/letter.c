@@ -19,11 +19,16 @@
  *
  *-------------------------------------------------------------------------
  */
+#include "audit.h"
+#include "batch.h"
+#include "document.h"
 #include "stat.h"
 
 #include "access/htup_details.h"
 #include "access/skey.h"
 #include "catalog/pg_collation_d.h"
+#include "catalog/pg_type.h"
+#include "utils/array.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -31,10 +36,17 @@
 /* columns, from 1 */
 #define MESSAGE_KIND 5
 #define LETTER_FAILED_AT 19
+#define LETTER_SQLSTATE 21
+
+/* of which letters something is done */
+typedef struct LetterFilter
+{
+	TimestampTz before;			/* they failed at this time, or earlier */
+	const char *sqlstate;		/* with this error; NULL: whichever */
+} LetterFilter;
 
 /* what is done with each of many letters; true if it was */
-typedef bool (*LetterAction) (DgenModule *module, DgenTable *letters, HeapTuple tuple,
-							  TimestampTz before);
+typedef bool (*LetterAction) (DgenModule *module, DgenTable *letters, HeapTuple tuple);
 
 PG_FUNCTION_INFO_V1(dgen_requeue);
 PG_FUNCTION_INFO_V1(dgen_requeue_all);
@@ -83,6 +95,73 @@ find_message(DgenTable *table, int skip, int64 id, DgenMessage *msg)
 	return tuple != NULL;
 }
 
+/* ---------------------------------------------------------------- audit */
+
+/* A dead letter as a document; NULL if nobody is to keep it, or it is gone. */
+static Jsonb *
+letter_document(DgenTable *letters, int64 id)
+{
+	DgenDoc		doc = NULL;
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+	DgenMessage msg;
+	Jsonb	   *document = NULL;
+
+	if (!dgen_audit_wanted(false))
+		return NULL;
+	dgen_key_int8(&key, 1, id, BTEqualStrategyNumber);
+	scan = dgen_scan_begin(letters, DGEN_I_PKEY, NULL, 1, &key);
+	tuple = dgen_scan_next(scan);
+	if (tuple != NULL)
+	{
+		dgen_message_deform(tuple, RelationGetDescr(letters->rel), 0, &msg);
+		dgen_doc_message(&doc, NULL, &msg, "dead");
+		dgen_doc_letter(&doc, tuple, RelationGetDescr(letters->rel));
+		document = dgen_doc_finish(&doc);
+	}
+	dgen_scan_end(scan);
+	return document;
+}
+
+static void
+audit_letter(const char *action, const DgenMessage *msg, Jsonb *before)
+{
+	DgenAudit	audit = {.action = action,.server = msg->server,.message_id = msg->id,.what = DGEN_AUDIT_MESSAGE,.before = before};
+	DgenDoc		doc = NULL;
+
+	if (!dgen_audit_wanted(false))
+		return;
+	if (strcmp(action, "requeue") == 0)
+	{
+		dgen_doc_message(&doc, NULL, msg, "ready");
+		audit.after = dgen_doc_finish(&doc);
+	}
+	dgen_audit_write(&audit);
+}
+
+/* incarnation: the server's, or 0 if it is not in hand */
+static void
+audit_discard(const DgenMessage *msg, const char *status, int64 incarnation)
+{
+	DgenAudit	audit = {.action = "discard",.incarnation = incarnation};
+
+	if (!dgen_audit_wanted(false))
+		return;
+	dgen_audit_message(&audit, msg, status);
+	dgen_audit_write(&audit);
+}
+
+/* Something was done with many letters of a server, or of a module. */
+static void
+audit_many(const char *action, const char *server, int64 n)
+{
+	DgenAudit	audit = {.action = action,.server = server,.affected = n};
+
+	if (n > 0 && dgen_audit_wanted(false))
+		dgen_audit_write(&audit);
+}
+
 /* ---------------------------------------------------------------- requeue */
 
 /*
@@ -124,10 +203,15 @@ put_back(DgenModule *module, DgenTable *letters, DgenMessage *msg)
 	return true;
 }
 
-/* As accept and the limits have it for the kind of message that it was. */
+/*
+ * As accept and the limits have it for the kind of message that it was.  An
+ * effect names a function that runs as the module's owner.
+ */
 static void
 check_edited(DgenModule *module, const DgenAddress *to, char kind, Jsonb *message)
 {
+	if (kind == DGEN_KIND_EFFECT)
+		dgen_check_may_promise(module, "Requeue it as it is, or have a member of that role edit it.");
 	dgen_check_message(module, to, kind == 'c' ? "cast" : kind == 'r' ? "call" : "info", message);
 }
 
@@ -147,6 +231,7 @@ dgen_requeue(PG_FUNCTION_ARGS)
 	{
 		DgenAddress address;
 		DgenModule *module = operated_module(msg.server, &address);
+		Jsonb	   *before = letter_document(letters, id);
 
 		if (!PG_ARGISNULL(1))
 		{
@@ -154,6 +239,8 @@ dgen_requeue(PG_FUNCTION_ARGS)
 			check_edited(module, &address, msg.kind, msg.message);
 		}
 		done = put_back(module, letters, &msg);
+		if (done)
+			audit_letter("requeue", &msg, before);
 	}
 	dgen_table_close(letters);
 	CommandCounterIncrement();
@@ -161,7 +248,7 @@ dgen_requeue(PG_FUNCTION_ARGS)
 }
 
 static bool
-requeue_letter(DgenModule *module, DgenTable *letters, HeapTuple tuple, TimestampTz before)
+requeue_letter(DgenModule *module, DgenTable *letters, HeapTuple tuple)
 {
 	DgenMessage msg;
 
@@ -209,10 +296,22 @@ count_letters(DgenTable *letters, DgenModule *module, const char *server)
 	return n;
 }
 
+static bool
+is_meant(HeapTuple tuple, TupleDesc desc, const LetterFilter *filter)
+{
+	bool		isnull;
+
+	if (DatumGetTimestampTz(heap_getattr(tuple, LETTER_FAILED_AT, desc, &isnull)) > filter->before)
+		return false;
+	return filter->sqlstate == NULL ||
+		strcmp(TextDatumGetCString(heap_getattr(tuple, LETTER_SQLSTATE, desc, &isnull)),
+			   filter->sqlstate) == 0;
+}
+
 /* Do something with each letter, in order of server and id; how many it was done with. */
 static int64
 for_letters(DgenModule *module, const char *server, DgenCommand command, LetterAction action,
-			TimestampTz before)
+			const LetterFilter *filter)
 {
 	DgenTable  *letters = dgen_table_open(DGEN_T_LETTER, RowExclusiveLock);
 	DgenScan   *scan;
@@ -229,7 +328,8 @@ for_letters(DgenModule *module, const char *server, DgenCommand command, LetterA
 	{
 		CHECK_FOR_INTERRUPTS();
 		old = MemoryContextSwitchTo(row);
-		if (action(module, letters, tuple, before))
+		if (is_meant(tuple, RelationGetDescr(letters->rel), filter) &&
+			action(module, letters, tuple))
 			n++;
 		dgen_progress_step(false);
 		MemoryContextSwitchTo(old);
@@ -244,19 +344,100 @@ for_letters(DgenModule *module, const char *server, DgenCommand command, LetterA
 	return n;
 }
 
-/* requeue_all(server text, module text) -> bigint: exactly one of the two */
-Datum
-dgen_requeue_all(PG_FUNCTION_ARGS)
+static int
+compare_ids(const void *a, const void *b)
+{
+	int64		x = DatumGetInt64(*(const Datum *) a);
+	int64		y = DatumGetInt64(*(const Datum *) b);
+
+	return (x > y) - (x < y);
+}
+
+/* One of the letters that are named by their ids. */
+static bool
+requeue_named(DgenTable *letters, int64 id, const LetterFilter *filter)
 {
 	DgenAddress address;
 	DgenModule *module;
+	DgenMessage msg;
+	Jsonb	   *before;
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+	bool		meant;
 
-	if (PG_ARGISNULL(0) == PG_ARGISNULL(1))
+	dgen_key_int8(&key, 1, id, BTEqualStrategyNumber);
+	scan = dgen_scan_begin(letters, DGEN_I_PKEY, NULL, 1, &key);
+	tuple = dgen_scan_next(scan);
+	meant = tuple != NULL && is_meant(tuple, RelationGetDescr(letters->rel), filter);
+	if (meant)
+		dgen_message_deform(tuple, RelationGetDescr(letters->rel), 0, &msg);
+	dgen_scan_end(scan);
+	if (!meant)
+		return false;
+	module = operated_module(msg.server, &address);
+	before = letter_document(letters, id);
+	if (!put_back(module, letters, &msg))
+		return false;
+	audit_letter("requeue", &msg, before);
+	CommandCounterIncrement();
+	return true;
+}
+
+static int64
+requeue_ids(ArrayType *array, const LetterFilter *filter)
+{
+	DgenTable  *letters = dgen_table_open(DGEN_T_LETTER, RowExclusiveLock);
+	Datum	   *ids;
+	bool	   *nulls;
+	int			n;
+	int64		done = 0;
+
+	deconstruct_array(array, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE,
+					  &ids, &nulls, &n);
+	for (int i = 0; i < n; i++)
+	{
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("id of a message must not be null"),
+					 errhint("See dgen.dead_letters for ids.")));
+	}
+	qsort(ids, n, sizeof(Datum), compare_ids);
+	for (int i = 0; i < n; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (requeue_named(letters, DatumGetInt64(ids[i]), filter))
+			done++;
+	}
+	dgen_table_close(letters);
+	return done;
+}
+
+/*
+ * requeue_all(server text, module text, ids bigint[], sqlstate text) -> bigint:
+ * exactly one of the first three.  Each goes back under its own id, and all of
+ * them become visible at once: so their order is the old one.
+ */
+Datum
+dgen_requeue_all(PG_FUNCTION_ARGS)
+{
+	LetterFilter filter = {.before = DT_NOEND,.sqlstate = dgen_arg_text(fcinfo, 3)};
+	int			given = !PG_ARGISNULL(0) + !PG_ARGISNULL(1) + !PG_ARGISNULL(2);
+	DgenAddress address;
+	DgenModule *module;
+	int64		n;
+
+	if (given != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("dgen.requeue_all() takes exactly one of server and module"),
-				 PG_ARGISNULL(0) ? errdetail("None is given.") : errdetail("Both are given."),
-				 errhint("For example dgen.requeue_all('counter/home') or dgen.requeue_all(module => 'counter').")));
+				 errmsg("dgen.requeue_all() takes exactly one of server, module and ids"),
+				 given == 0 ? errdetail("None is given.") : errdetail("%d are given.", given),
+				 errhint("For example dgen.requeue_all('counter/home'), dgen.requeue_all(module => 'counter') or dgen.requeue_all(ids => '{4711, 4712}').")));
+	dgen_check_writable();
+	CommandCounterIncrement();
+	if (!PG_ARGISNULL(2))
+		PG_RETURN_INT64(requeue_ids(PG_GETARG_ARRAYTYPE_P(2), &filter));
 	if (!PG_ARGISNULL(0))
 	{
 		dgen_address_arg(fcinfo, 0, &address);
@@ -265,30 +446,28 @@ dgen_requeue_all(PG_FUNCTION_ARGS)
 	else
 		module = dgen_module_get(dgen_arg_text(fcinfo, 1), false);
 	dgen_module_check_operate(module);
-	dgen_check_writable();
-	CommandCounterIncrement();
-	PG_RETURN_INT64(for_letters(module, PG_ARGISNULL(0) ? NULL : address.text, DGEN_COMMAND_REQUEUE,
-							   requeue_letter, 0));
+	n = for_letters(module, PG_ARGISNULL(0) ? NULL : address.text, DGEN_COMMAND_REQUEUE,
+					requeue_letter, &filter);
+	audit_many("requeue_all", PG_ARGISNULL(0) ? psprintf("%s/", module->name) : address.text, n);
+	PG_RETURN_INT64(n);
 }
 
 static bool
-purge_letter(DgenModule *module, DgenTable *letters, HeapTuple tuple, TimestampTz before)
+purge_letter(DgenModule *module, DgenTable *letters, HeapTuple tuple)
 {
 	ItemPointerData tid = tuple->t_self;
-	bool		isnull;
-	Datum		failed_at = heap_getattr(tuple, LETTER_FAILED_AT,
-										 RelationGetDescr(letters->rel), &isnull);
 
-	return DatumGetTimestampTz(failed_at) <= before && dgen_table_delete_wait(letters, &tid);
+	return dgen_table_delete_wait(letters, &tid);
 }
 
 /* purge(module text, older_than interval) -> bigint: letters deleted */
 Datum
 dgen_purge(PG_FUNCTION_ARGS)
 {
-	TimestampTz before = GetCurrentTimestamp();
+	LetterFilter filter = {.before = GetCurrentTimestamp()};
 	DgenModule *module;
 	int64		span;
+	int64		n;
 
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,
@@ -299,9 +478,11 @@ dgen_purge(PG_FUNCTION_ARGS)
 	dgen_module_check_operate(module);
 	dgen_check_writable();
 	if (dgen_arg_interval(fcinfo, 1, "older_than", true, &span))
-		before -= span;
+		filter.before -= span;
 	CommandCounterIncrement();
-	PG_RETURN_INT64(for_letters(module, NULL, DGEN_COMMAND_PURGE, purge_letter, before));
+	n = for_letters(module, NULL, DGEN_COMMAND_PURGE, purge_letter, &filter);
+	audit_many("purge", psprintf("%s/", module->name), n);
+	PG_RETURN_INT64(n);
 }
 
 /* ---------------------------------------------------------------- discard */
@@ -381,7 +562,10 @@ discard_timeout(DgenModule *module, const DgenAddress *address, DgenTable *table
 	/* under the lease it is replaced by nobody */
 	done = find_message(table, 1, id, &msg) && end_message(module, table, &msg);
 	if (done)
+	{
 		forget_timeout(server, &msg);
+		audit_discard(&msg, "delayed", server->incarnation);
+	}
 	dgen_admin_close(servers, server);
 	return done;
 }
@@ -398,8 +582,10 @@ discard_delayed(int64 id)
 	if (find_message(table, 1, id, &msg))
 	{
 		module = operated_module(msg.server, &address);
-		done = msg.kind == DGEN_KIND_TIMEOUT ?
-			discard_timeout(module, &address, table, id) : end_message(module, table, &msg);
+		if (msg.kind == DGEN_KIND_TIMEOUT)
+			done = discard_timeout(module, &address, table, id);
+		else if ((done = end_message(module, table, &msg)))
+			audit_discard(&msg, "delayed", 0);
 	}
 	dgen_table_close(table);
 	return done;
@@ -416,6 +602,7 @@ discard_effect(DgenTable *table, DgenMessage *msg)
 		return false;
 	dgen_attempt_delete(msg->id);
 	dgen_ring_long_at_end(module, msg->hash);
+	audit_discard(msg, "ready", 0);
 	return true;
 }
 
@@ -455,6 +642,8 @@ discard_waiting(DgenTableId where, int64 id)
 			if (!forget_attempts(id, msg.server))
 				dgen_admin_not_failing(server);
 		}
+		if (done)
+			audit_discard(&msg, where == DGEN_T_POSTPONED ? "postponed" : "ready", server->incarnation);
 		dgen_admin_close(servers, server);
 	}
 	dgen_table_close(table);
@@ -471,8 +660,12 @@ discard_letter(int64 id)
 
 	if (find_message(table, 0, id, &msg))
 	{
+		Jsonb	   *before = letter_document(table, id);
+
 		(void) operated_module(msg.server, &address);
 		done = dgen_table_delete_wait(table, &msg.tid);
+		if (done)
+			audit_letter("discard", &msg, before);
 	}
 	dgen_table_close(table);
 	CommandCounterIncrement();

@@ -18,6 +18,7 @@
  *
  *-------------------------------------------------------------------------
  */
+#include "audit.h"
 #include "batch.h"
 
 #include <signal.h>
@@ -74,14 +75,35 @@ find_worker(const char *address)
 	{
 		DgenWorkerSlot *slot = &dgen_shared->slots[i];
 		int			pool = slot->pool;
+		uint64		in_hand = pg_atomic_read_u64(&slot->current_call);
 
 		if (slot->state == DGEN_WORKER_BUSY && slot->database == MyDatabaseId &&
 			pool != DGEN_NONE && dgen_shared->pools[pool].kind == DGEN_POOL_LONG &&
-			pg_atomic_read_u64(&slot->current_call) != 0 &&
+			in_hand != 0 && (in_hand & DGEN_MESSAGE_IN_HAND) == 0 &&
 			strcmp(slot->server, address) == 0)
 			return slot;
 	}
 	return NULL;
+}
+
+/*
+ * Cancel what a worker does for the server, if it does: a call by a cancel that
+ * its caller has not asked for, all else as what failed.
+ */
+static bool
+abort_in(DgenWorkerSlot *slot, const char *address)
+{
+	uint64		in_hand = pg_atomic_read_u64(&slot->current_call);
+	bool		is_call = slot->pool != DGEN_NONE &&
+		dgen_shared->pools[slot->pool].kind == DGEN_POOL_HANDLERS &&
+		(in_hand & DGEN_MESSAGE_IN_HAND) == 0;
+
+	if (slot->state != DGEN_WORKER_BUSY || slot->database != MyDatabaseId || slot->pid == 0 ||
+		in_hand == 0 || strcmp(slot->server, address) != 0)
+		return false;
+	pg_atomic_write_u64(&slot->cancel_call, is_call ? in_hand | DGEN_ABORTED : in_hand);
+	pg_memory_barrier();
+	return kill(slot->pid, SIGUSR2) == 0;
 }
 
 /* 55000 for who cannot wait for the lock to end. */
@@ -199,6 +221,7 @@ dgen_release(PG_FUNCTION_ARGS)
 {
 	DgenAddress address;
 	DgenModule *module = operated_module(fcinfo, &address);
+	DgenAudit	audit = {.action = "release",.server = address.text};
 	DgenTable  *table;
 	DgenServer *server;
 	bool		was_locked;
@@ -206,35 +229,36 @@ dgen_release(PG_FUNCTION_ARGS)
 	dgen_check_writable();
 	server = dgen_admin_open(module, &address, &table);
 	was_locked = server->lock_id != 0;
+	audit.message_id = server->lock_id;
+	audit.incarnation = server->incarnation;
 	dgen_lock_break(server, "An operator has released the server.");
 	dgen_admin_close(table, server);
+	if (was_locked && dgen_audit_wanted(false))
+		dgen_audit_write(&audit);
 	PG_RETURN_BOOL(was_locked);
 }
 
 PG_FUNCTION_INFO_V1(dgen_abort);
 
 /*
- * abort(server text) -> boolean: cancels the effect or the locked work of a
- * server that is running now, by name: it may end, and the next one begin,
+ * abort(server text) -> boolean: cancels the activation, effect or locked work
+ * of a server that is running now, by name: it may end, and the next one begin,
  * before the signal arrives.
  */
 Datum
 dgen_abort(PG_FUNCTION_ARGS)
 {
 	DgenAddress address;
-	DgenWorkerSlot *slot;
+	DgenAudit	audit = {.action = "abort",.server = address.text};
 	bool		found = false;
 
 	(void) operated_module(fcinfo, &address);
 	dgen_check_writable();
 	LWLockAcquire(&dgen_shared->lock, LW_SHARED);
-	slot = find_worker(address.text);
-	if (slot != NULL && slot->pid != 0)
-	{
-		pg_atomic_write_u64(&slot->cancel_call, pg_atomic_read_u64(&slot->current_call));
-		pg_memory_barrier();
-		found = kill(slot->pid, SIGINT) == 0;
-	}
+	for (int i = 0; i < dgen_shared->nslots; i++)
+		found |= abort_in(&dgen_shared->slots[i], address.text);
 	LWLockRelease(&dgen_shared->lock);
+	if (found && dgen_audit_wanted(false))
+		dgen_audit_write(&audit);
 	PG_RETURN_BOOL(found);
 }

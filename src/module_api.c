@@ -800,7 +800,8 @@ static const struct
 	{DGEN_T_TRACE_ENTRY, DGEN_I_TRACE_ENTRY_SERVER, 5, NULL},
 	{DGEN_T_TRACE, DGEN_I_TRACE_TARGET, 2, NULL},
 	{DGEN_T_TIMER, 0, 1, NULL},
-	{DGEN_T_CHILD, DGEN_I_CHILD_SERVER, 4, NULL}
+	{DGEN_T_CHILD, DGEN_I_CHILD_SERVER, 4, NULL},
+	{DGEN_T_AUDIT, DGEN_I_AUDIT_SERVER, 4, NULL}
 };
 
 /* the leases that one transaction may take without emptying the lock table */

@@ -265,15 +265,10 @@ dgen_metadata_contains(PG_FUNCTION_ARGS)
 	return DirectFunctionCall2(jsonb_contains, PG_GETARG_DATUM(0), PG_GETARG_DATUM(1));
 }
 
-/* Argument metadata: an object, or NULL. */
-static Jsonb *
-metadata_arg(FunctionCallInfo fcinfo, int argno)
+/* An object, and not too deep. */
+static void
+check_metadata(Jsonb *metadata)
 {
-	Jsonb	   *metadata;
-
-	if (PG_ARGISNULL(argno))
-		return NULL;
-	metadata = PG_GETARG_JSONB_P_COPY(argno);
 	if (!JB_ROOT_IS_OBJECT(metadata))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -285,12 +280,36 @@ metadata_arg(FunctionCallInfo fcinfo, int argno)
 				 errmsg("metadata of a name is nested too deep"),
 				 errdetail("It may be nested at most %d levels deep.", MAX_METADATA_DEPTH),
 				 errhint("Keep in it what names are searched by.")));
+}
+
+/* Argument metadata, or NULL. */
+static Jsonb *
+metadata_arg(FunctionCallInfo fcinfo, int argno)
+{
+	Jsonb	   *metadata;
+
+	if (PG_ARGISNULL(argno))
+		return NULL;
+	metadata = PG_GETARG_JSONB_P_COPY(argno);
+	check_metadata(metadata);
 	return metadata;
 }
 
 /* ---------------------------------------------------------------- arguments */
 
-/* Argument name, of a server or a group; what: which of them, for errors. */
+/* The name of a server or a group; what: which of them, for errors. */
+static void
+check_name(const char *name, const char *what)
+{
+	if (name[0] == '\0' || strlen(name) > DGEN_MAX_ADDRESS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 name[0] == '\0' ? errmsg("name of a %s is empty", what) :
+				 errmsg("name of a %s is too long", what),
+				 errdetail("It has %zu bytes; from 1 to %d are allowed.",
+						   strlen(name), DGEN_MAX_ADDRESS)));
+}
+
 char *
 dgen_arg_name(FunctionCallInfo fcinfo, int argno, const char *what)
 {
@@ -300,28 +319,28 @@ dgen_arg_name(FunctionCallInfo fcinfo, int argno, const char *what)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("name of a %s must not be null", what)));
-	if (name[0] == '\0' || strlen(name) > DGEN_MAX_ADDRESS)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 name[0] == '\0' ? errmsg("name of a %s is empty", what) :
-				 errmsg("name of a %s is too long", what),
-				 errdetail("It has %zu bytes; from 1 to %d are allowed.",
-						   strlen(name), DGEN_MAX_ADDRESS)));
+	check_name(name, what);
 	return name;
 }
 
-/* A name that an address cannot be mistaken for. */
-static char *
-name_argument(FunctionCallInfo fcinfo)
+/* One that an address cannot be mistaken for. */
+static void
+check_no_address(const char *name)
 {
-	char	   *name = dgen_arg_name(fcinfo, 0, "server");
-
 	if (strchr(name, '/') != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("name \"%s\" contains \"/\"", name),
 				 errdetail("What has a \"/\" in it is the address of a server, module/key."),
 				 errhint("Use another character, for example \".\" or \":\".")));
+}
+
+static char *
+name_argument(FunctionCallInfo fcinfo)
+{
+	char	   *name = dgen_arg_name(fcinfo, 0, "server");
+
+	check_no_address(name);
 	return name;
 }
 
@@ -408,6 +427,23 @@ give_name(Registered *name)
 	insert_new_name(table, name);
 	dgen_table_close(table);
 	return !found;
+}
+
+/* See dgen.h. */
+void
+dgen_name_give(char *name, const char *server, int64 incarnation, Jsonb *metadata)
+{
+	Registered	given = {.name = name,.server = unconstify(char *, server),.incarnation = incarnation};
+
+	check_name(name, "server");
+	check_no_address(name);
+	if (metadata != NULL)
+		check_metadata(metadata);
+	given.metadata = metadata;
+	given.registered_at = GetCurrentTimestamp();
+	given.registered_by = GetUserNameFromId(GetUserId(), false);
+	CommandCounterIncrement();
+	(void) give_name(&given);
 }
 
 /* register(name text, server text, metadata jsonb, permanent boolean) -> boolean */

@@ -623,6 +623,8 @@ run_item(Batch *b, int i)
 	if (item->msg == NULL)
 		dgen_worker_set_call(b->calls[item->call].call->id,
 							 b->calls[item->call].call->caller_pgprocno);
+	else
+		dgen_worker_set_call(DGEN_MESSAGE_IN_HAND | (uint64) item->msg->id, DGEN_NONE);
 	if (begin_item(b, item))
 	{
 		if (item->msg != NULL)

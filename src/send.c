@@ -9,6 +9,7 @@
  *
  *-------------------------------------------------------------------------
  */
+#include "audit.h"
 #include "batch.h"
 
 #include "access/skey.h"
@@ -521,6 +522,19 @@ may_cancel(DgenMessage *msg)
 	return module != NULL && dgen_module_may_operate(module);
 }
 
+/* An operator has taken it from its sender. */
+static void
+audit_cancel(DgenMessage *msg, const char *status)
+{
+	DgenAudit	audit = {.action = "cancel"};
+
+	if (!dgen_audit_wanted(true) ||
+		is_member_of_role_nosuper(GetUserId(), get_role_oid(msg->sender_role, true)))
+		return;
+	dgen_audit_message(&audit, msg, status);
+	dgen_audit_write(&audit);
+}
+
 static void
 check_may_cancel(DgenMessage *msg)
 {
@@ -565,6 +579,7 @@ cancel_postponed(int64 message_id)
 		return false;
 	answer_cancelled(&msg);
 	dgen_notify_at_commit(DGEN_WAIT_REPLY, message_id);
+	audit_cancel(&msg, "postponed");
 	return true;
 }
 
@@ -609,6 +624,7 @@ cancel_in(DgenTableId id, int skip, int64 message_id)
 		dgen_attempt_delete(message_id);
 		answer_cancelled(&msg);
 		dgen_notify_at_commit(DGEN_WAIT_REPLY, message_id);
+		audit_cancel(&msg, skip == 0 ? "ready" : "delayed");
 		if (skip == 0)
 			dgen_length_add(msg.hash, -1, &known);
 		/* what stood behind it may go on */

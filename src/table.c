@@ -46,7 +46,7 @@ static const char *const table_names[DGEN_NTABLES] = {
 	"installation", "adoption", "module", "server", "message", "delayed",
 	"attempt", "letter", "reply", "dedup", "patch", "history", "tombstone", "timer",
 	"postponed", "monitor", "name", "member",
-	"trace", "trace_entry", "supervisor", "child"
+	"trace", "trace_entry", "supervisor", "child", "audit"
 };
 
 /*
@@ -75,7 +75,8 @@ static const AttrNumber index_specs[DGEN_NTABLES][MAX_SPECS][3] = {
 	[DGEN_T_TRACE] = {{1}, {2}, {6}},
 	[DGEN_T_TRACE_ENTRY] = {{1, 2}, {5}},
 	[DGEN_T_SUPERVISOR] = {{1}},
-	[DGEN_T_CHILD] = {{1, 2}, {1, 3}, {4}}
+	[DGEN_T_CHILD] = {{1, 2}, {1, 3}, {4}},
+	[DGEN_T_AUDIT] = {{1}, {2}, {4, 1}}
 };
 
 /* how many columns of each table this library knows; a later version may add some */
@@ -101,7 +102,8 @@ static const int column_counts[DGEN_NTABLES] = {
 	[DGEN_T_TRACE] = 7,
 	[DGEN_T_TRACE_ENTRY] = 17,
 	[DGEN_T_SUPERVISOR] = 9,
-	[DGEN_T_CHILD] = 14
+	[DGEN_T_CHILD] = 14,
+	[DGEN_T_AUDIT] = 21
 };
 
 /* rows that go into the table together, some pages of them */

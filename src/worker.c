@@ -12,8 +12,8 @@
  * security, temporary objects and deferred triggers right without further
  * ado: there is nothing to escalate to.
  *
- * Signals: SIGTERM as in a backend (die); SIGINT is a cancel, of one call by
- * name or, from pg_cancel_backend(), of the activation in hand.
+ * Signals: SIGTERM as in a backend (die); SIGINT, from pg_cancel_backend(), is a
+ * cancel of the activation in hand, SIGUSR2 one of a call or message by its id.
  *
  * On exit the shmem callback, registered before the connection and so run
  * after the transaction has been rolled back, gives back what was in hand.
@@ -79,21 +79,34 @@ on_timeout(void)
 	request_cancel(in_company ? DGEN_INTERRUPT_BUDGET : DGEN_INTERRUPT_TIMEOUT);
 }
 
-/*
- * A cancel.  One that names a call is for that call alone: it may come when
- * the next one runs already.
- */
+/* A cancel by pg_cancel_backend(), of whatever is in hand. */
 static void
 on_sigint(SIGNAL_ARGS)
 {
 	int			save_errno = errno;
-	uint64		wanted = pg_atomic_read_u64(&dgen_my_slot->cancel_call);
 
 	cancels++;
-	if (wanted == 0)
-		request_cancel(DGEN_INTERRUPT_NONE);
-	else if (wanted == pg_atomic_read_u64(&dgen_my_slot->current_call))
-		request_cancel(DGEN_INTERRUPT_CALLER);
+	request_cancel(DGEN_INTERRUPT_NONE);
+	errno = save_errno;
+}
+
+/*
+ * A cancel that names a call, or a message, and is for that alone: it may come
+ * when the next one runs already.  It has a signal of its own, as one without
+ * a name must not be taken for it, nor it for one.
+ */
+static void
+on_sigusr2(SIGNAL_ARGS)
+{
+	int			save_errno = errno;
+	uint64		wanted = pg_atomic_read_u64(&dgen_my_slot->cancel_call);
+	uint64		current = pg_atomic_read_u64(&dgen_my_slot->current_call);
+
+	if (current != 0 && (wanted & ~DGEN_ABORTED) == current)
+	{
+		cancels++;
+		request_cancel((wanted & DGEN_ABORTED) != 0 ? DGEN_INTERRUPT_NONE : DGEN_INTERRUPT_CALLER);
+	}
 	errno = save_errno;
 }
 
@@ -136,7 +149,10 @@ dgen_worker_cancels(void)
 	return cancels;
 }
 
-/* The call whose handler runs now, and its caller; 0: none; a stale cancel is forgotten. */
+/*
+ * The call, or message, whose handler runs now, and its caller; 0: none; a stale
+ * cancel is forgotten.
+ */
 void
 dgen_worker_set_call(uint64 call_id, int caller_pgprocno)
 {
@@ -522,6 +538,7 @@ dgen_worker_main(Datum main_arg)
 	my_pool = dgen_my_slot->pool;
 	my_kind = dgen_shared->pools[my_pool].kind;
 	pqsignal(SIGINT, on_sigint);
+	pqsignal(SIGUSR2, on_sigusr2);
 	BackgroundWorkerUnblockSignals();
 
 #if PG_VERSION_NUM >= 170000

@@ -173,7 +173,7 @@ def section(heading):
 
 def plain_signature(arguments):
     """As the reference writes them: defaults by `=`, no casts, no OUT arguments."""
-    arguments = re.sub(r"::[a-z ]+", "", arguments).replace("'00:00:05'", "'5 s'")
+    arguments = re.sub(r"::[a-z ]+(\[\])?", "", arguments).replace("'00:00:05'", "'5 s'")
     arguments = arguments.replace(" DEFAULT ", " = ").replace("NULL", "null")
     arguments = [re.sub("^IN ", "", a) for a in arguments.split(", ")]
     return ", ".join(a for a in arguments if a and not a.startswith("OUT "))
