@@ -3,10 +3,11 @@ down, all that is promised holds, and what was under way goes on to its end."""
 
 import random
 
+import psycopg
 import pytest
 
 import every
-from cluster import Cluster
+from cluster import Cluster, wait_for
 from common import connect_again, rounds_of, seed_of, value, wait_idle
 from invariants import violations
 from replay import Recording, Walk, text_of
@@ -86,6 +87,74 @@ def recover(recording, chance, n):
         inclusive = chance.random() < 0.5
         # with the record that begins there, it is none less than was there before it
         goes_on(recording, recording.recover_to(place, inclusive), place)
+
+
+def test_point_in_time(cluster):
+    """A restore to a time before an accident: with dgen.enabled off nothing of it
+    runs, and what is not to run can be taken away; then all goes on."""
+    cluster.configure(Recording.CONF)
+    cluster.restart()
+    every.setup(cluster)
+    recording = Recording(cluster)
+    load = every.Load(cluster, 1, 1)
+    with cluster.connect() as load.conn:
+        conn = load.conn
+        conn.execute("SET client_min_messages = error")
+        for n in range(3):
+            value(conn, "SELECT dgen.call('j/%s', '{\"a\": 1}')", n)
+        conn.execute("SELECT dgen.suspend(module => 'queue', reason => 'to keep what is in there')")
+        for _ in range(5):
+            load.send("queue/1", "cast")
+        unwanted = load.send("j/0", "late")
+        conn.execute("SELECT dgen.send_after('j/1', '{\"a\": 1}', '300 ms', name => 'later')")
+        states = conn.execute("SELECT server, version FROM dgen.server ORDER BY 1").fetchall()
+        moment = value(conn, "SELECT clock_timestamp()::text")
+        conn.execute("SELECT dgen.delete('j/' || i) FROM generate_series(0, 2) i")
+        conn.execute("SELECT dgen.delete('queue/1')")
+        # recovery ends at the first commit behind that time
+        conn.execute("CREATE TABLE accident ()")
+        wait_for(lambda: value(conn, "SELECT clock_timestamp() > %s::timestamptz + interval '500 ms'", moment))
+    cluster.stop()
+    recording.end()
+    with recording.recover({"recovery_target_time": moment, "dgen.enabled": "off"}) as restored:
+        with connect_again(restored) as conn:
+            wait_for(lambda: not value(conn, "SELECT pg_is_in_recovery()"))
+            check(conn, "at that time", every.INVARIANTS)
+            # all is overdue, and nothing of it runs
+            conn.execute("SELECT pg_sleep(1.5)")
+            assert restored.processes("dgen worker") == {}
+            assert refused(conn, "SELECT dgen.call('j/0', '{}')") == "OT017"
+            assert refused(conn, "SELECT dgen.invoke('j/0', '{}')") == "OT017"
+            assert conn.execute("SELECT server, version FROM dgen.server ORDER BY 1").fetchall() == states
+            assert value(conn, "SELECT count(*) FROM dgen.message WHERE server = 'queue/1'") == 5
+            assert value(conn, "SELECT count(*) FROM dgen.delayed") == 2
+            # what is not to happen again
+            assert value(conn, "SELECT dgen.cancel(%s)", unwanted)
+            conn.execute("UPDATE sent SET gone = true WHERE id = %s", (unwanted,))
+            conn.execute("SELECT dgen.suspend(everything => true, reason => 'restored')")
+        restored.configure({"dgen.enabled": "on"})
+        restored.reload()
+        with restored.connect() as conn:
+            # switched on, and still nothing runs: module by module, when its operator says so
+            wait_for(lambda: value(conn, "SHOW dgen.enabled") == "on")
+            assert refused(conn, "SELECT dgen.call('j/0', '{}', '100 ms')") == "OT001"
+            assert value(conn, "SELECT count(*) FROM effect WHERE kind IN ('info', 'timer')") == 0
+            conn.execute("SELECT dgen.resume(everything => true)")
+            conn.execute("SELECT dgen.resume(module => 'queue')")
+            every.finish(conn)
+            wait_idle(conn)
+            check(conn, "in the end", every.INVARIANTS + every.FINISHED)
+            assert value(conn, "SELECT count(*) FROM effect WHERE server = 'queue/1'") == 5
+            assert value(conn, "SELECT count(*) FROM effect WHERE server = 'j/1' AND kind = 'timer'") == 1
+            assert value(conn, "SELECT dgen.call('j/0', '{\"t\": \"on\"}')") == "on"
+
+
+def refused(conn, query):
+    try:
+        conn.execute(query)
+    except psycopg.Error as e:
+        return e.sqlstate
+    return None
 
 
 def test_some_records(request):

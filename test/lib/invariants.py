@@ -29,16 +29,22 @@ def load(path):
 INVARIANTS = load(os.path.join(HERE, "invariants.sql"))
 
 
+def broken(conn, invariants):
+    """[(name, row)] of those (name, query) that do not hold."""
+    return [(name, row) for name, query in invariants for row in conn.execute(query).fetchall()]
+
+
+def check_indexes(conn):
+    """Raises if there is one that does not agree with its table."""
+    if conn.execute("SELECT to_regprocedure('bt_index_check(regclass, boolean)')").fetchone()[0]:
+        conn.execute(INDEXES)
+
+
 def violations(conn, more=()):
-    """What is broken, as text; more: further (name, query).  An index that does
-    not agree with its table raises."""
-    found = []
+    """What is broken, as text; more: further (name, query).  The indexes, too."""
     with conn.transaction():
         # one snapshot for all
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        for name, query in [*INVARIANTS, *more]:
-            for row in conn.execute(query).fetchall():
-                found.append("%s: %s" % (name, row))
-    if conn.execute("SELECT to_regprocedure('bt_index_check(regclass, boolean)')").fetchone()[0]:
-        conn.execute(INDEXES)
-    return found
+        found = broken(conn, [*INVARIANTS, *more])
+    check_indexes(conn)
+    return ["%s: %s" % f for f in found]

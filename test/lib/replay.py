@@ -119,10 +119,14 @@ class Recording:
     def recover_to(self, place, inclusive, conf=None):
         """Recovered by recovery_target_lsn: the record that begins at the place is
         the last one, or the first one that did not happen."""
+        return self.recover({"recovery_target_lsn": text_of(place), "recovery_target_inclusive": inclusive,
+                             **(conf or {})})
+
+    def recover(self, conf):
+        """Recovered from the base and all WAL, to the target that conf has, and promoted."""
         # until it is promoted nobody is to connect
-        other = self.copy("recovered", {
-            "hot_standby": "off", "restore_command": "cp %s/%%f %%p" % self.wal, "recovery_target_lsn": text_of(place),
-            "recovery_target_inclusive": inclusive, "recovery_target_action": "promote", **(conf or {})})
+        other = self.copy("recovered", {"hot_standby": "off", "restore_command": "cp %s/%%f %%p" % self.wal,
+                                        "recovery_target_action": "promote", **conf})
         signal = os.path.join(other.data, "recovery.signal")
         open(signal, "w").close()
         give_to_server_user(signal)
