@@ -181,18 +181,13 @@ dgen_batch_xact_callback(XactEvent event)
 
 /* ---------------------------------------------------------------- giving back */
 
-/*
- * Give one entry back to the ready queue, with its calls that nobody has
- * answered.
- */
+/* The entry gets back those of its calls that nobody has answered. */
 static void
-give_back_lease(Batch *b, int lease)
+return_calls(Batch *b, int lease)
 {
 	DgenTaken  *taken = b->leases[lease].taken;
 	dsa_pointer *link = &taken->calls;
 
-	if (b->leases[lease].gone)
-		return;
 	*link = InvalidDsaPointer;
 	for (int c = 0; c < b->ncalls; c++)
 	{
@@ -209,9 +204,22 @@ give_back_lease(Batch *b, int lease)
 		pg_atomic_write_u32(&call->call->worker_slot, DGEN_NO_SLOT);
 		pg_atomic_write_u64(&call->call->worker_vxid, 0);
 		call->call->next = InvalidDsaPointer;
-		*link = call->self;
+		*link = taken->last_call = call->self;
 		link = &call->call->next;
 	}
+}
+
+/* Give one entry back to the ready queue. */
+static void
+give_back_lease(Batch *b, int lease)
+{
+	DgenTaken  *taken = b->leases[lease].taken;
+
+	if (b->leases[lease].gone)
+		return;
+	/* until they were collected they are with the entry still */
+	if (b->calls != NULL)
+		return_calls(b, lease);
 	dgen_ready_give_back(b->pool, taken, b->leases[lease].more, b->leases[lease].park_until);
 	b->leases[lease].gone = true;
 	/* what an aborted try has read of it must not move its mark */
@@ -225,6 +233,7 @@ give_back(Batch *b)
 	for (int i = 0; i < b->nleases; i++)
 		give_back_lease(b, i);
 	b->nleases = b->ncalls = 0;
+	b->calls = NULL;
 }
 
 static int	wanted = DGEN_MAX_BATCH;
@@ -284,13 +293,14 @@ give_back_idle(Batch *b)
 static void
 reset_try(Batch *b)
 {
+	/* first: were the worker to end here, the items would be gone already */
+	b->current = -1;
 	MemoryContextReset(b->mcxt);
 	b->item_mcxt = AllocSetContextCreate(b->mcxt, "dgen activation", ALLOCSET_DEFAULT_SIZES);
 	b->finish = MemoryContextAlloc(b->mcxt, Max(b->ncalls, 1) * sizeof(DgenCall *));
 	b->nservers = b->nitems = b->nrun = b->nfinish = 0;
 	b->shown = -1;
 	b->bytes = 0;
-	b->current = -1;
 	b->running = false;
 	b->error = NULL;
 	b->rejected = b->overtakes = false;
@@ -509,6 +519,7 @@ abort_try(Batch *b, MemoryContext mcxt)
 	edata = CopyErrorData();
 	FlushErrorState();
 	b->error = dgen_error_copy(edata);
+	dgen_worker_note_error(b->error->sqlerrcode);
 	AbortOutOfAnyTransaction();
 	if (b->current >= 0 && b->nitems == 1)
 		dgen_run_log_failed(b);
@@ -838,10 +849,11 @@ plan_retry(Batch *b)
 
 /* ---------------------------------------------------------------- the whole */
 
-/* Take over the calls of the entries. */
+/* Take over the calls of the entries: all of them or, if that fails, none. */
 static void
 collect_calls(Batch *b)
 {
+	BatchCall  *calls;
 	int			n = 0;
 
 	for (int i = 0; i < b->nleases; i++)
@@ -850,13 +862,13 @@ collect_calls(Batch *b)
 			 p = ((DgenCall *) dsa_get_address(dgen_dsa(), p))->next)
 			n++;
 	}
-	b->calls = palloc(Max(n, 1) * sizeof(BatchCall));
-	b->ncalls = 0;
+	calls = palloc(Max(n, 1) * sizeof(BatchCall));
+	n = 0;
 	for (int i = 0; i < b->nleases; i++)
 	{
 		for (dsa_pointer p = b->leases[i].taken->calls; p != InvalidDsaPointer;)
 		{
-			BatchCall  *c = &b->calls[b->ncalls++];
+			BatchCall  *c = &calls[n++];
 
 			c->self = p;
 			c->call = dsa_get_address(dgen_dsa(), p);
@@ -865,9 +877,33 @@ collect_calls(Batch *b)
 			p = c->call->next;
 		}
 	}
+	b->calls = calls;
+	b->ncalls = n;
 }
 
 static Batch batch;
+
+/*
+ * Whatever is raised from here on, and ends the worker, its exit gives back
+ * what it has taken: so nothing is allocated yet.
+ */
+static void
+register_taken(Batch *b, int pool, DgenTaken *taken, int n, int32 module_id)
+{
+	static BatchLease leases[DGEN_MAX_BATCH];
+
+	b->pool = pool;
+	b->effects = dgen_shared->pools[pool].kind == DGEN_POOL_LONG;
+	b->module_id = module_id;
+	b->current = -1;
+	b->calls = NULL;
+	b->ncalls = 0;
+	memset(leases, 0, n * sizeof(BatchLease));
+	for (int i = 0; i < n; i++)
+		leases[i].taken = &taken[i];
+	b->leases = leases;
+	b->nleases = n;
+}
 
 /*
  * Serve what was taken from the ready queue: runs transactions until one batch
@@ -877,19 +913,14 @@ void
 dgen_batch_serve(int pool, DgenTaken *taken, int n, int32 module_id)
 {
 	Batch	   *b = &batch;
-	MemoryContext mcxt = AllocSetContextCreate(CurrentMemoryContext, "dgen batch of leases",
-											   ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(mcxt);
+	MemoryContext mcxt;
+	MemoryContext old;
 
+	register_taken(b, pool, taken, n, module_id);
+	mcxt = AllocSetContextCreate(CurrentMemoryContext, "dgen batch of calls", ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(mcxt);
 	if (b->mcxt == NULL)
 		b->mcxt = AllocSetContextCreate(TopMemoryContext, "dgen batch", ALLOCSET_DEFAULT_SIZES);
-	b->pool = pool;
-	b->effects = dgen_shared->pools[pool].kind == DGEN_POOL_LONG;
-	b->module_id = module_id;
-	b->nleases = n;
-	b->leases = palloc0(n * sizeof(BatchLease));
-	for (int i = 0; i < n; i++)
-		b->leases[i].taken = &taken[i];
 	collect_calls(b);
 	b->mode = BATCH_ALL;
 	b->conflicts = b->ntouched = 0;

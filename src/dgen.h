@@ -706,6 +706,7 @@ typedef struct DgenTaken
 	int			entry;
 	int64		hash;
 	dsa_pointer calls;			/* its calls, now the worker's, in order */
+	dsa_pointer last_call;		/* if there are any */
 	int			deferrals;		/* leases missed in a row */
 } DgenTaken;
 /* calls with lower ids waited when the server was stopped; once its lease is held */

@@ -654,6 +654,7 @@ guard(Work *w, Step step, DgenError **error)
 		/* cursors that a COMMIT inside has kept */
 		PortalErrorCleanup();
 		*error = dgen_error_copy(edata);
+		dgen_worker_note_error((*error)->sqlerrcode);
 		QueryCancelPending = false;
 		RESUME_INTERRUPTS();
 	}
@@ -729,8 +730,11 @@ fail_work(Work *w, DgenError *error)
 	Batch	   *b = stand_in(w, &item);
 
 	b->error = error;
+	b->nleases = 1;
+	b->leases[0].more = true;
 	dgen_failure_record(b, &item);
-	w->more = true;
+	w->more = b->leases[0].more;
+	w->park_until = b->leases[0].park_until;
 }
 
 static void
@@ -778,9 +782,10 @@ dgen_locked_serve(int pool, DgenTaken *taken, int32 module_id)
 	w->pool = pool;
 	w->taken = taken;
 	w->module_id = module_id;
+	/* from here on the exit of the worker gives back what it has taken */
+	current = w;
 	w->mcxt = AllocSetContextCreate(TopMemoryContext, "dgen locked work", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(w->mcxt);
-	current = w;
 	if (take_work_lock(taken->hash))
 	{
 		do_work(w);

@@ -228,29 +228,40 @@ end_of_transaction(XactEvent event, void *arg)
 	}
 }
 
-/* Register with PostgreSQL's caches; further calls do nothing. */
+/*
+ * Register with PostgreSQL's caches; further calls do nothing.  One that runs out
+ * of memory leaves the rest to the next.
+ */
 void
 dgen_module_init(void)
 {
+	static bool registered = false;
 	HASHCTL		ctl;
 
-	if (cache_context != NULL)
+	if (registered)
 		return;
-	cache_context = AllocSetContextCreate(TopMemoryContext, "dgen modules", ALLOCSET_DEFAULT_SIZES);
-
-	ctl.keysize = NAMEDATALEN;
-	ctl.entrysize = sizeof(ModuleEntry);
+	if (cache_context == NULL)
+		cache_context = AllocSetContextCreate(TopMemoryContext, "dgen modules", ALLOCSET_DEFAULT_SIZES);
 	ctl.hcxt = cache_context;
-	module_cache = hash_create("dgen modules", 32, &ctl, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
-	ctl.keysize = sizeof(int32);
-	ctl.entrysize = sizeof(IdEntry);
-	module_ids = hash_create("dgen module ids", 32, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-
+	if (module_cache == NULL)
+	{
+		ctl.keysize = NAMEDATALEN;
+		ctl.entrysize = sizeof(ModuleEntry);
+		module_cache = hash_create("dgen modules", 32, &ctl, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+	}
+	if (module_ids == NULL)
+	{
+		ctl.keysize = sizeof(int32);
+		ctl.entrysize = sizeof(IdEntry);
+		module_ids = hash_create("dgen module ids", 32, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	/* the others take their places from arrays */
+	RegisterXactCallback(end_of_transaction, NULL);
+	registered = true;
 	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
 	CacheRegisterSyscacheCallback(PROCOID, catalog_changed, (Datum) 0);
 	CacheRegisterSyscacheCallback(NAMESPACEOID, catalog_changed, (Datum) 0);
 	CacheRegisterSyscacheCallback(AUTHOID, catalog_changed, (Datum) 0);
-	RegisterXactCallback(end_of_transaction, NULL);
 }
 
 /* A callback's result is of this relation's row type: heed its changes. */

@@ -716,6 +716,7 @@ dgen_ready_take(int poolno, bool allow_slow, int max, DgenTaken *taken, int32 *m
 		taken[n].entry = i;
 		taken[n].hash = entry->hash;
 		taken[n].calls = entry->calls;
+		taken[n].last_call = entry->last_call;
 		taken[n].deferrals = entry->deferrals;
 		entry->calls = entry->last_call = InvalidDsaPointer;
 		n++;
@@ -742,13 +743,10 @@ dgen_ready_give_back(int poolno, DgenTaken *taken, bool more, TimestampTz park_u
 	LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
 	if (taken->calls != InvalidDsaPointer)
 	{
-		dsa_pointer last = taken->calls;
-
-		while (call_at(last)->next != InvalidDsaPointer)
-			last = call_at(last)->next;
-		call_at(last)->next = entry->calls;
 		if (entry->calls == InvalidDsaPointer)
-			entry->last_call = last;
+			entry->last_call = taken->last_call;
+		else
+			call_at(taken->last_call)->next = entry->calls;
 		entry->calls = taken->calls;
 	}
 	entry->deferrals = taken->deferrals;

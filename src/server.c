@@ -617,8 +617,9 @@ cache_entry(const char *address, HASHACTION action)
 
 		if (action != HASH_ENTER)
 			return NULL;
-		cache_mcxt = AllocSetContextCreate(TopMemoryContext, "dgen states",
-										   ALLOCSET_DEFAULT_SIZES);
+		if (cache_mcxt == NULL)
+			cache_mcxt = AllocSetContextCreate(TopMemoryContext, "dgen states",
+											   ALLOCSET_DEFAULT_SIZES);
 		ctl.keysize = sizeof(CacheKey);
 		ctl.entrysize = sizeof(CacheEntry);
 		ctl.hcxt = cache_mcxt;

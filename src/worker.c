@@ -58,6 +58,7 @@ static bool in_company;
 static volatile sig_atomic_t interrupt = DGEN_INTERRUPT_NONE;
 static volatile sig_atomic_t cancels = 0;
 static bool session_is_dirty = false;
+static bool memory_ran_out = false;
 static int32 settings_of = 0;	/* module whose settings the session has, as the next */
 static int32 prepared_for = 0;
 static uint32 idle_wait_event = 0;
@@ -147,6 +148,19 @@ int
 dgen_worker_cancels(void)
 {
 	return cancels;
+}
+
+/*
+ * A transaction was undone.  If memory ran out, what was being loaded by then may
+ * be of no use to this process any more (a library half initialized), and what
+ * malloc() keeps of the rest goes back to the system with it: so the worker leaves
+ * after this batch.
+ */
+void
+dgen_worker_note_error(int sqlerrcode)
+{
+	if (sqlerrcode == ERRCODE_OUT_OF_MEMORY)
+		memory_ran_out = true;
 }
 
 /*
@@ -508,7 +522,7 @@ worker_loop(void)
 		(void) dgen_ready_unpark(my_pool, GetCurrentTimestamp());
 		if (serve())
 		{
-			if (quantum_over(started))
+			if (memory_ran_out || quantum_over(started))
 				return;
 			idle_since = 0;
 			continue;

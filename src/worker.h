@@ -26,6 +26,7 @@ extern void dgen_worker_set_call(uint64 call_id, int caller_pgprocno);
 extern void dgen_worker_check_split(void);
 extern void dgen_worker_clean_session(void);
 extern int	dgen_worker_cancels(void);
+extern void dgen_worker_note_error(int sqlerrcode);
 extern void dgen_worker_prepare_session(int32 module_id);
 
 #endif							/* DGEN_WORKER_H */

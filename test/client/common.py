@@ -2,11 +2,14 @@
 
 import os
 import random
+import shutil
 import signal
+import subprocess
 import threading
 import time
 
 import psycopg
+import pytest
 
 from cluster import wait_for
 
@@ -27,8 +30,22 @@ def rounds_of(default):
     return int(os.environ.get("DGEN_ROUNDS") or default)
 
 
+def compile_c(build, name):
+    """Builds test/client/c/<name>.c, which may be of the server, as a shared library; its path."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        pytest.skip("no C compiler")
+    path = os.path.join(build.rundir, name + ".so")
+    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "c", name + ".c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-Wall", "-I" + build.ask("includedir-server"),
+                    "-o", path, source], check=True)
+    os.chmod(path, 0o755)
+    return path
+
+
 def value(conn, query, *parameters):
-    row = conn.execute(query, parameters or None).fetchone()
+    cursor = conn.execute(query, parameters or None)
+    row = cursor.fetchone() if cursor.description else None
     return row[0] if row else None
 
 
@@ -92,15 +109,30 @@ def assert_nothing_left(conn, letters=0):
 
 
 class Killer:
-    """Kills processes of a cluster, one or all, as chance will have it."""
+    """Kills processes of a cluster, one or all, as chance will have it.  With
+    everything also in the ways of MORE: those who do long work, sessions and
+    activations by SQL, the postmaster alone, the server by an immediate stop."""
 
+    MORE = ("long -9", "long -15", "long -15", "terminate client", "cancel client", "cancel worker",
+            "postmaster alone", "immediate stop")
+    BY_SQL = {
+        "terminate client": "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity WHERE "
+                            "backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1) a",
+        "cancel client": "SELECT pg_cancel_backend(pid) FROM (SELECT pid FROM pg_stat_activity WHERE "
+                         "backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1) a",
+        "cancel worker": "SELECT pg_cancel_backend(pid) FROM (SELECT pid FROM pg_stat_activity WHERE "
+                         "backend_type = 'dgen worker' ORDER BY state <> 'active', random() LIMIT 1) a",
+    }
+    LONG_WORK = ("SELECT pid FROM pg_stat_activity WHERE backend_type = 'dgen worker' "
+                 "AND query ~ '^dgen: .* (effect|handle_locked)$'")
     WHAT = ("worker -9", "worker -15", "worker -15", "keeper -9", "keeper -15",
             "launcher -9", "launcher -15", "client -9", "client -15", "postmaster")
     TITLES = {"worker": "dgen worker", "keeper": "dgen keeper", "launcher": "dgen launcher",
               "client": r"\[local\]"}
 
-    def __init__(self, cluster, seed):
+    def __init__(self, cluster, seed, everything=False):
         self.cluster = cluster
+        self.what = self.WHAT + (self.MORE if everything else ())
         self.chance = random.Random(seed)
         # each at least once if there are rounds enough, in an order by chance
         self.bag = []
@@ -108,7 +140,7 @@ class Killer:
 
     def once(self):
         if not self.bag:
-            self.bag = list(self.WHAT)
+            self.bag = list(self.what)
             self.chance.shuffle(self.bag)
         what = self.bag.pop()
         pause = self.chance.uniform(0.2, 0.9)
@@ -116,12 +148,20 @@ class Killer:
         if what == "postmaster":
             self.cluster.kill9()
             self.cluster.start()
+        elif what == "postmaster alone":
+            self.cluster.kill_postmaster()
+            self.cluster.start()
+        elif what == "immediate stop":
+            self.cluster.stop("immediate")
+            self.cluster.start()
+        elif what in self.BY_SQL:
+            self.cluster.psql(self.BY_SQL[what])
         else:
             kind, number = what.split(" -")
             hit = False
-            end = time.monotonic() + 5
+            end = time.monotonic() + 30
             while not hit and time.monotonic() < end:
-                pids = sorted(self.cluster.processes(self.TITLES[kind]))
+                pids = self.pids_of(kind)
                 try:
                     if pids:
                         self.cluster.kill_backend(self.chance.choice(pids), signal.Signals(int(number)))
@@ -134,12 +174,19 @@ class Killer:
         self.told.append(what)
         self.cluster.wait_ready()
 
+    def pids_of(self, kind):
+        if kind == "long":
+            return [int(pid) for pid in self.cluster.psql(self.LONG_WORK).split()]
+        return sorted(self.cluster.processes(self.TITLES[kind]))
+
 
 class Client:
     """A connection that is made anew whenever it is lost."""
 
-    def __init__(self, cluster):
+    def __init__(self, cluster, lost=LOST):
+        """lost: errors after which nobody knows what became of the statement."""
         self.cluster = cluster
+        self.lost = lost
         self.conn = None
 
     def close(self):
@@ -160,7 +207,7 @@ class Client:
             return True, value(self.conn, query, *parameters)
         except psycopg.Error as e:
             lost = isinstance(e, psycopg.OperationalError) and e.sqlstate is None
-            if not lost and e.sqlstate not in LOST:
+            if not lost and e.sqlstate not in self.lost:
                 raise
             if e.sqlstate is None or not e.sqlstate.startswith("OT"):
                 self.close()

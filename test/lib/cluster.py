@@ -119,9 +119,12 @@ class Cluster:
         else:
             template = os.path.join(self.build.rundir, "template")
             if not os.path.exists(template):
-                half = os.path.join(self.directory, "template")
-                self._initdb(half)
-                os.rename(half, template)
+                # not in our own directory, which may be a file system of its own
+                place = tempfile.mkdtemp(prefix="template-", dir=self.build.rundir)
+                give_to_server_user(place)
+                self._initdb(os.path.join(place, "template"))
+                os.rename(os.path.join(place, "template"), template)
+                os.rmdir(place)
             subprocess.run(["cp", "-a", template, self.data], check=True)
         self.write_conf()
         return self
@@ -192,6 +195,10 @@ class Cluster:
             # so that it starts nothing more and tells nobody
             os.kill(pid, signal.SIGSTOP)
         killed = kill_processes_in(self.data)
+        self._bury(pid)
+        return killed
+
+    def _bury(self, pid):
         # Until init has buried the postmaster, PostgreSQL takes it for alive;
         # not every container's init is quick.
         end = time.monotonic() + 0.3
@@ -203,7 +210,15 @@ class Cluster:
                         os.unlink(path)
                 break
             time.sleep(0.01)
-        return killed
+
+    def kill_postmaster(self, timeout=60):
+        """kill -9 of the postmaster alone; waits until its children have seen it."""
+        pid = self.postmaster_pid()
+        self.signals.add(signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not [p for p in processes_in(self.data) if p != pid], timeout,
+                 message="processes outlive their postmaster")
+        self._bury(pid)
 
     def destroy(self):
         """Ends it at once and removes it, unless KEEP is set."""
