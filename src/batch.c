@@ -298,7 +298,7 @@ reset_try(Batch *b)
 	MemoryContextReset(b->mcxt);
 	b->item_mcxt = AllocSetContextCreate(b->mcxt, "dgen activation", ALLOCSET_DEFAULT_SIZES);
 	b->finish = MemoryContextAlloc(b->mcxt, Max(b->ncalls, 1) * sizeof(DgenCall *));
-	b->nservers = b->nitems = b->nrun = b->nfinish = 0;
+	b->nservers = b->nitems = b->nrun = b->nhandled = b->nfinish = 0;
 	b->shown = -1;
 	b->bytes = 0;
 	b->running = false;
@@ -606,12 +606,15 @@ after_commit(Batch *b)
 		for (int i = 0; i < b->nservers; i++)
 			dgen_cache_store(b->servers[i].server);
 	}
+	dgen_my_slot->batches++;
+	/* what was dropped (expired, of an ended incarnation) tells nothing of the handlers */
+	if (b->nhandled == 0)
+		return;
 	if (!b->effects)
 		dgen_pace_note(MyDatabaseId, b->module_id,
-					   Min((now - b->started_at) / b->nrun, PG_INT32_MAX));
+					   Min((now - b->started_at) / b->nhandled, PG_INT32_MAX));
 	dgen_breaker_success(MyDatabaseId, dgen_pace_id(b->module_id, b->effects), now);
-	dgen_my_slot->batches++;
-	dgen_my_slot->activations += b->nrun;
+	dgen_my_slot->activations += b->nhandled;
 }
 
 /* ---------------------------------------------------------------- after an abort */

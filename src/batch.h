@@ -115,7 +115,8 @@ typedef struct Batch
 	BatchItem	items[DGEN_MAX_BATCH];
 	Size		bytes;
 	int			current;		/* item whose handler runs, or -1 */
-	int			nrun;			/* items that have run */
+	int			nrun;			/* items that are done with */
+	int			nhandled;		/* of these, the ones that a handler ran for: not what was dropped */
 	int			timeout_ms;		/* the module's handler_timeout, or work_timeout */
 	bool		traced;			/* something of the module is */
 	TimestampTz activation_began;	/* the last one, if traced; else 0 */

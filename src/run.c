@@ -345,6 +345,7 @@ activate(Batch *b, BatchItem *item)
 		case DGEN_HANDLED:
 			deliver(b, item, &act);
 			item->handled = !act.postponed && !act.locked;
+			b->nhandled++;
 			break;
 		case DGEN_NO_SERVER:
 			answer_no_server(b, item, server);
@@ -381,6 +382,7 @@ run_effect(Batch *b, BatchItem *item)
 	if (act.outcome != DGEN_HANDLED)
 		raise_directive(b, &act);
 	item->handled = true;
+	b->nhandled++;
 	if (item->failed)
 		dgen_failure_forget(b, server, item->msg->id);
 	server->dirty = server->erased = false;

@@ -278,6 +278,28 @@ def test_fault_that_counts(db, shared_cluster):
     assert_nothing_left(db, letters=1)
 
 
+def test_dropped_is_no_success(db, shared_cluster):
+    """What expired is dropped without a handler: it neither counts as an activation
+    nor says that the module's other messages succeed."""
+    make(shared_cluster, "m", QUICK + ", max_attempts => 2")
+    db.execute("""SELECT dgen.cast('m/1', '{"do": "fault"}')""")
+    wait_for(lambda: (value(db, "SELECT holds FROM dgen.attempt") or 0) > 2)
+    activations = value(db, "SELECT sum(activations) FROM dgen.workers")
+    db.execute("SELECT dgen.suspend('m/2')")
+    db.execute("SELECT dgen.cast('m/2', '{}', expires => '1 ms') FROM generate_series(1, 20)")
+    wait_for(lambda: value(db, "SELECT bool_and(expires_at < clock_timestamp()) FROM dgen.message "
+                               "WHERE server = 'm/2'"))
+    db.execute("SELECT dgen.resume('m/2')")
+    wait_for(lambda: value(db, "SELECT count(*) FROM dgen.message WHERE server = 'm/2'") == 0)
+    holds = value(db, "SELECT holds FROM dgen.attempt")
+    wait_for(lambda: value(db, "SELECT holds FROM dgen.attempt") > holds + 3)
+    assert value(db, "SELECT attempts FROM dgen.attempt") == 0
+    assert value(db, "SELECT sum(activations) FROM dgen.workers") == activations
+    db.execute("CREATE TABLE missing (a int)")
+    wait_idle(db)
+    assert_nothing_left(db)
+
+
 def test_breaker(db, shared_cluster):
     make(shared_cluster, "m", ", breaker => 5, max_attempts => 1")
     # of one server, however many, are one
