@@ -944,6 +944,22 @@ delete_all(DgenModule *module, int64 nservers)
 	} while (empty < 2);
 }
 
+/* Who runs now has servers in hand, which would be written after they were deleted. */
+static void
+check_not_within(const char *name)
+{
+	for (DgenScope *scope = dgen_scope; scope != NULL; scope = scope->up)
+	{
+		if (scope->module == NULL || strcmp(scope->module->name, name) != 0)
+			continue;
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_CALL_CYCLE),
+				 errmsg("module \"%s\" cannot be dropped from within its own callback", name),
+				 errdetail("Its %s is running.", dgen_callback_name(scope->callback)),
+				 errhint("Drop it from outside.")));
+	}
+}
+
 Datum
 dgen_drop_module(PG_FUNCTION_ARGS)
 {
@@ -956,6 +972,7 @@ dgen_drop_module(PG_FUNCTION_ARGS)
 	DgenModuleRow row;
 
 	dgen_check_writable();
+	check_not_within(name);
 	dgen_module_lock(name);
 	if (!dgen_module_row_read(name, &row))
 		dgen_module_missing(name);
