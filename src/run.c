@@ -737,7 +737,7 @@ dgen_run_items(Batch *b)
 	b->handlers_at = GetCurrentTimestamp();
 	INSTR_TIME_SET_CURRENT(b->handlers_clock);
 	b->clock = b->handlers_clock;
-	dgen_worker_arm(company ? DGEN_BATCH_USECS / 1000 : b->timeout_ms, company);
+	dgen_worker_arm(b->timeout_ms, company);
 	for (int i = 0; i < b->nitems; i++)
 	{
 		if (i > 0 && (!next_server(b, i) || out_of_time(b)))

@@ -49,12 +49,15 @@
 
 #define QUANTUM_USECS INT64CONST(1000000)
 #define PARKED_LONG_USECS INT64CONST(500000)
+#define PATIENCE_MS 2000
 
 static int	my_pool;
 static DgenPoolKind my_kind;
 static uint32 my_generation;
 static TimeoutId my_timeout;
 static bool in_company;
+static TimestampTz patience_ends;
+static volatile sig_atomic_t gave_up = false;
 static volatile sig_atomic_t interrupt = DGEN_INTERRUPT_NONE;
 static volatile sig_atomic_t cancels = 0;
 static bool session_is_dirty = false;
@@ -74,9 +77,23 @@ request_cancel(DgenInterrupt why)
 	SetLatch(MyLatch);
 }
 
+/*
+ * A handler that traps its cancel (which has been raised, or it would be
+ * pending) and goes on is cancelled again and again.  In the end only the end of
+ * the process is left, which nothing traps: as if an operator had terminated it.
+ */
 static void
 on_timeout(void)
 {
+	if (interrupt != DGEN_INTERRUPT_NONE && !QueryCancelPending &&
+		GetCurrentTimestamp() >= patience_ends)
+	{
+		gave_up = true;
+		ProcDiePending = true;
+		InterruptPending = true;
+		SetLatch(MyLatch);
+		return;
+	}
 	request_cancel(in_company ? DGEN_INTERRUPT_BUDGET : DGEN_INTERRUPT_TIMEOUT);
 }
 
@@ -113,13 +130,15 @@ on_sigusr2(SIGNAL_ARGS)
 
 /* Arm the budget of a company, or the timeout of one handler. */
 void
-dgen_worker_arm(int ms, bool company)
+dgen_worker_arm(int timeout_ms, bool company)
 {
+	int			ms = company ? DGEN_BATCH_USECS / 1000 : timeout_ms;
+	TimestampTz now = GetCurrentTimestamp();
+
 	in_company = company;
+	patience_ends = TimestampTzPlusMilliseconds(now, timeout_ms + (int64) Max(timeout_ms, PATIENCE_MS));
 	/* again and again: a handler may trap the first one */
-	if (ms > 0)
-		enable_timeout_every(my_timeout, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms),
-							 Max(ms / 4, 10));
+	enable_timeout_every(my_timeout, TimestampTzPlusMilliseconds(now, ms), Max(ms / 4, 10));
 }
 
 /* Before the commit: nothing of ours may cancel it. */
@@ -400,6 +419,11 @@ leave(int code, Datum arg)
 {
 	if (dgen_my_slot == NULL)
 		return;
+	if (gave_up)
+		ereport(LOG,
+				(errmsg("dgen worker was ended because a handler of server \"%s\" trapped its cancellation again and again",
+						dgen_my_slot->server),
+				 errhint("Do not catch query_canceled, nor run a loop in a block that does.")));
 	dgen_batch_at_exit(sent_away());
 	dgen_locked_at_exit(sent_away());
 	release_slow();

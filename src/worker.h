@@ -18,7 +18,7 @@ typedef enum DgenInterrupt
 	DGEN_INTERRUPT_SPLIT		/* it does what only a lone activation may */
 } DgenInterrupt;
 
-extern void dgen_worker_arm(int ms, bool company);
+extern void dgen_worker_arm(int timeout_ms, bool company);
 extern void dgen_worker_disarm(void);
 extern DgenInterrupt dgen_worker_interrupted(void);
 extern void dgen_worker_forget_interrupt(void);
