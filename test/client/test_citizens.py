@@ -12,6 +12,7 @@ import signal
 import psycopg
 import pytest
 
+from build import INSTRUMENT
 from cluster import wait_for
 from common import assert_nothing_left, compile_c, connect_again, value, wait_idle
 
@@ -278,6 +279,7 @@ def test_garbage(db, cluster_with_c, what):
         db.execute("DROP SCHEMA garbage CASCADE")
 
 
+@pytest.mark.skipif(INSTRUMENT in ("sanitizers", "valgrind"), reason="it wants more address space")
 def test_eats_memory(cluster_with_c):
     """Of workers whose memory is bounded: who eats it gets an error, as an
     exhausted machine's malloc() gives it, his worker gives the memory back, and
@@ -414,6 +416,7 @@ SELECT dgen.create_module('bomb', max_attempts => 3, backoff_initial => '20 ms',
 
 @pytest.mark.seconds(240)
 @pytest.mark.parametrize("where", ["handler", "effect", "locked"])
+@pytest.mark.skipif(INSTRUMENT in ("sanitizers", "valgrind"), reason="it reports such a crash as its own")
 def test_crash_in_c(cluster_with_c, where):
     """A null pointer in C brings the server down, no more often than max_attempts
     says; then the message is a dead letter, and all others have been handled."""

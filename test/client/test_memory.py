@@ -1,6 +1,7 @@
 """What must not grow: a worker's memory, the cost of a message, what dead
 workers leave in shared memory."""
 
+import os
 import threading
 
 import psycopg
@@ -8,7 +9,7 @@ import pytest
 
 from build import INSTRUMENT
 from cluster import wait_for
-from common import LEASES, assert_nothing_left, in_threads, value, wait_idle
+from common import LEASES, assert_nothing_left, in_threads, rounds_of, value, wait_idle
 
 MODULE = """
 CREATE SCHEMA m;
@@ -175,22 +176,38 @@ def test_call_that_finds_no_place(cluster):
         assert_nothing_left(conn)
 
 
+def segments(cluster):
+    """Bytes of the dynamic segments, by which dgen's area has grown beyond its part."""
+    place = os.path.join(cluster.data, "pg_dynshmem")
+    return sum(os.path.getsize(os.path.join(place, name)) for name in os.listdir(place))
+
+
 @pytest.mark.seconds(240)
 def test_dead_workers_leave_nothing(cluster):
     """Two hundred workers die with calls in hand; then there is room for
     thousands of calls in the smallest shared memory."""
+    dead_workers(cluster, 200)
+
+
+@pytest.mark.long
+def test_dead_workers_leave_nothing_long(cluster):
+    dead_workers(cluster, rounds_of(1000))
+
+
+def dead_workers(cluster, wanted):
     cluster.configure({"dgen.max_ready": 256, "dgen.shared_memory": "1MB", "fsync": False,
-                       "synchronous_commit": "off"})
+                       "synchronous_commit": "off", "dynamic_shared_memory_type": "mmap"})
     cluster.restart()
     cluster.psql("CREATE EXTENSION dgen;" + MODULE)
     deaths = 0
+    sizes = []
     lock = threading.Lock()
 
     def killer(number):
         """One call that dies with its worker three times, with a large request."""
         nonlocal deaths
         with cluster.connect() as conn:
-            for n in range(12):
+            for n in range(-(-wanted // 18)):
                 try:
                     conn.execute("SELECT dgen.call('m/' || %s, jsonb_build_object('die', repeat('x', 20000)), "
                                  "timeout => '60 s')", ("die%d-%d" % (number, n),))
@@ -199,17 +216,22 @@ def test_dead_workers_leave_nothing(cluster):
                     assert e.sqlstate == "OT020", e
                 with lock:
                     deaths += 3
+                    sizes.append(segments(cluster))
 
     def bystander(number):
         """Calls that are in hand, or wait, while others die."""
         with cluster.connect() as conn:
-            while deaths < 200:
+            while deaths < wanted:
                 n = value(conn, "SELECT count(dgen.call('m/by' || n, jsonb_build_object('large', repeat('x', 9000)), "
                                 "timeout => '60 s')) FROM generate_series(1, 3) n")
                 assert n == 3
     in_threads([lambda n=n: killer(n) for n in range(6)] + [lambda n=n: bystander(n) for n in range(2)],
-               timeout=200)
-    assert deaths >= 200
+               timeout=200 + wanted)
+    assert deaths >= wanted
+    third = len(sizes) // 3
+    print("%d workers died; dynamic segments at most %d, %d, %d kB in the thirds of it" % (
+        deaths, *[max(sizes[i * third:(i + 1) * third]) // 1024 for i in range(3)]))
+    assert max(sizes[2 * third:]) <= max(sizes[:2 * third])
     with cluster.connect() as conn:
         wait_for(lambda: value(conn, LEASES) == 0, message="a lease is left")
         wait_idle(conn)
