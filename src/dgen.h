@@ -958,6 +958,9 @@ extern DgenServer *dgen_server_read(DgenTable *table, const char *address, int64
 extern int64 dgen_server_lock_id(DgenTable *table, const char *address);	/* without the lease */
 /* writes what is dirty; own lease held; updates tid, xmin, version */
 extern void dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck);
+/* the same after activations, and tells SSI what they have only read */
+extern void dgen_server_settle(DgenTable *table, DgenServer *server, Snapshot crosscheck);
+extern void dgen_state_lock_read(Relation servers, int64 hash, Snapshot snapshot);
 /* makes a version of what has changed; dgen_server_write() does it, too */
 extern void dgen_server_count(DgenServer *server);
 /* all of a row but the state; false if there is none */

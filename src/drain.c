@@ -153,7 +153,7 @@ handle(DgenModule *module, DgenTable *table, DgenServer *server, DgenMessage *ms
 	}
 	if (taken)
 		forget_failures(server, msg);
-	dgen_server_write(table, server, NULL);
+	dgen_server_settle(table, server, NULL);
 	return handled;
 }
 

@@ -19,7 +19,6 @@
 
 #include "access/skey.h"
 #include "access/xact.h"
-#include "storage/predicate.h"
 #include "storage/proc.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -294,10 +293,7 @@ activate(DgenModule *module, const DgenAddress *to, Jsonb *request)
 	dgen_batch_keep(server);
 	if (module->ephemeral)
 		server->dirty = server->state_changed = server->erased = false;
-	if (server->dirty)
-		dgen_server_write(table, server, NULL);
-	else if (server->exists && !server->recent && IsolationIsSerializable())
-		PredicateLockTID(table->rel, &server->tid, GetTransactionSnapshot(), server->xmin);
+	dgen_server_settle(table, server, NULL);
 	dgen_table_close(table);
 	return act.reply;
 }

@@ -676,10 +676,10 @@ leave_rest(Batch *b)
 }
 
 /*
- * A state that was read and not changed gets a predicate lock on its row, and
- * three on a page (or 32 in all, by default) would become one on the page (or
- * the table), with conflicts for servers that have nothing to do with it.
- * May the item's server be read as well?
+ * A state that was read and not changed gets a predicate lock, and more than
+ * 31 of them, by default, would become one on the table, with conflicts for
+ * servers that have nothing to do with it.  May the item's server be read as
+ * well?
  */
 static bool
 room_for_read(Batch *b, DgenServer *next)
@@ -688,7 +688,6 @@ room_for_read(Batch *b, DgenServer *next)
 		max_predicate_locks_per_xact / -max_predicate_locks_per_relation - 1 :
 		max_predicate_locks_per_relation;
 	int			reads = 0;
-	int			on_page = 0;
 
 	if (!IsolationIsSerializable() || !next->exists)
 		return true;
@@ -696,13 +695,10 @@ room_for_read(Batch *b, DgenServer *next)
 	{
 		DgenServer *server = b->servers[i].server;
 
-		if (!server->read || server->dirty || server->recent || !server->exists)
-			continue;
-		reads++;
-		if (ItemPointerGetBlockNumber(&server->tid) == ItemPointerGetBlockNumber(&next->tid))
-			on_page++;
+		if (server->read && !server->dirty && !server->recent && server->exists)
+			reads++;
 	}
-	return reads < per_relation && on_page < max_predicate_locks_per_page;
+	return reads < per_relation;
 }
 
 /* Go on to the next item's server: write the last one's, if there is room for another. */
@@ -750,23 +746,10 @@ dgen_run_items(Batch *b)
 	leave_rest(b);
 }
 
-/*
- * Write what changed, and tell SSI what was only read.
- */
 void
 dgen_run_finish(Batch *b)
 {
-	Snapshot	snapshot = GetActiveSnapshot();
-
 	for (int i = 0; i < b->nservers; i++)
-	{
-		DgenServer *server = b->servers[i].server;
-
-		if (server->dirty)
-			dgen_server_write(b->server_rows, server, snapshot);
-		else if (server->read && server->exists && !server->recent &&
-				 IsolationIsSerializable())
-			PredicateLockTID(b->server_rows->rel, &server->tid, snapshot, server->xmin);
-	}
+		dgen_server_settle(b->server_rows, b->servers[i].server, GetActiveSnapshot());
 	PopActiveSnapshot();
 }

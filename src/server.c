@@ -272,6 +272,43 @@ dgen_server_peek(DgenTable *table, const char *address, Snapshot snapshot, DgenS
 	return read_row(table, snapshot, false, out);
 }
 
+/* ---------------------------------------------------------------- SERIALIZABLE */
+
+/*
+ * What stands for a server's state in SSI: a place of the address's own, beyond
+ * all pages that the table can have.  The version of the row that was read will
+ * not do: suspending the server, or the note that a message of it has failed,
+ * writes another one, mostly in a transaction that SSI does not watch, and who
+ * changes the state after that would not meet the reader's lock.
+ */
+static void
+state_place(int64 hash, ItemPointer place)
+{
+	BlockNumber block = (BlockNumber) hash | 0x80000000;
+
+	ItemPointerSet(place, Min(block, MaxBlockNumber), FirstOffsetNumber);
+}
+
+/* A state has been read; snapshot: an MVCC one.  Nothing unless SERIALIZABLE. */
+void
+dgen_state_lock_read(Relation servers, int64 hash, Snapshot snapshot)
+{
+	ItemPointerData place;
+
+	state_place(hash, &place);
+	PredicateLockTID(servers, &place, snapshot, InvalidTransactionId);
+}
+
+/* A row is about to be written; may raise 40001. */
+static void
+check_readers(Relation servers, int64 hash)
+{
+	ItemPointerData place;
+
+	state_place(hash, &place);
+	CheckForSerializableConflictIn(servers, &place, ItemPointerGetBlockNumber(&place));
+}
+
 /*
  * Read the row of a server whose lease is held.  See dgen.h.
  */
@@ -281,6 +318,8 @@ dgen_server_read(DgenTable *table, const char *address, int64 hash, Snapshot sna
 	DgenServer *cached = dgen_is_worker() ? dgen_cache_find(address) : NULL;
 	DgenServer *server = palloc0(sizeof(DgenServer));
 
+	if (snapshot != NULL)
+		dgen_state_lock_read(table->rel, hash, snapshot);
 	if (cached != NULL && cache_is_current(table, cached, snapshot ? snapshot : SnapshotSelf))
 	{
 		*server = *cached;
@@ -452,6 +491,7 @@ dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck)
 	if (!server->dirty)
 		return;
 	server->dirty = false;
+	check_readers(table->rel, server->hash);
 	dgen_tombstone_write(server);
 	dgen_server_count(server);
 	if (server->erased)
@@ -478,6 +518,20 @@ dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck)
 	server->xmin = GetCurrentTransactionId();
 	CommandCounterIncrement();
 	dgen_state_stored(table, server);
+}
+
+/*
+ * After activations: write what has changed, and tell SSI what was only read.
+ * What this transaction has written before needs no lock: who writes it next
+ * must see that, or fails.
+ */
+void
+dgen_server_settle(DgenTable *table, DgenServer *server, Snapshot crosscheck)
+{
+	if (server->dirty)
+		dgen_server_write(table, server, crosscheck);
+	else if (server->read && server->exists && !server->recent)
+		dgen_state_lock_read(table->rel, server->hash, GetTransactionSnapshot());
 }
 
 static Jsonb *
