@@ -138,13 +138,13 @@ class Killer:
         self.bag = []
         self.told = []
 
-    def once(self):
+    def once(self, pause=None):
         if not self.bag:
             self.bag = list(self.what)
             self.chance.shuffle(self.bag)
         what = self.bag.pop()
-        pause = self.chance.uniform(0.2, 0.9)
-        time.sleep(pause)           # the clients' turn
+        by_chance = self.chance.uniform(0.2, 0.9)
+        time.sleep(by_chance if pause is None else pause)   # the clients' turn
         if what == "postmaster":
             self.cluster.kill9()
             self.cluster.start()

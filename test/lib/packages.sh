@@ -20,6 +20,7 @@ need_packages() {
             pytest) "$PYTHON" -c 'import pytest' 2>/dev/null || missing+=(python3-pytest) ;;
             matplotlib) "$PYTHON" -c 'import matplotlib' 2>/dev/null || missing+=(python3-matplotlib) ;;
             hypothesis) "$PYTHON" -c 'import hypothesis' 2>/dev/null || missing+=(python3-hypothesis) ;;
+            networkx) "$PYTHON" -c 'import networkx' 2>/dev/null || missing+=(python3-networkx) ;;
             cron) cron_is_there || ! may_install || missing+=(cron) ;;
             plpython) plpython_is_there || ! may_install || missing+=(plpython) ;;
             psycopg2) "$PYTHON" -c 'import psycopg2' 2>/dev/null || missing+=(python3-psycopg2) ;;
