@@ -210,7 +210,7 @@ tell_of_lock(Why *w)
 		say(w->rsinfo, "A client has message " INT64_FORMAT " of it as work until %s: dgen.finish_work(), or SELECT dgen.release(%s).",
 			row->lock_id, time_text(row->locked_until), quoted(row->address));
 	else
-		say(w->rsinfo, "It is locked for the work for message " INT64_FORMAT ", and handles only messages of high priority meanwhile: SELECT dgen.abort(%s) cancels the work, dgen.release(%s) breaks the lock.",
+		say(w->rsinfo, "It is locked for the work for message " INT64_FORMAT ", and handles only messages of high priority meanwhile; dgen.abort(%s) cancels the work, to be tried again. To break the lock: SELECT dgen.release(%s).",
 			row->lock_id, quoted(row->address), quoted(row->address));
 }
 
@@ -324,8 +324,8 @@ tell_of_holder(Why *w)
 		say(w->rsinfo, "A prepared transaction holds its row: see pg_prepared_xacts, and COMMIT PREPARED.");
 	else if (find_worker(pid, &worker) && strcmp(worker.server, w->address->text) == 0 &&
 			 worker.busy_since != 0)
-		say(w->rsinfo, "It runs, in worker %d, whose batch began at %s; a handler that hangs is ended by handler_timeout, %d ms, or by SELECT pg_cancel_backend(%d).",
-			pid, time_text(worker.busy_since), w->module->handler_timeout, pid);
+		say(w->rsinfo, "It runs, in worker %d, whose batch began at %s; a handler that hangs is ended by handler_timeout, %d ms, or by you: SELECT dgen.abort(%s).",
+			pid, time_text(worker.busy_since), w->module->handler_timeout, quoted(w->address->text));
 	else if (find_worker(pid, &worker))
 		say(w->rsinfo, "Worker %d has it in hand, with others that come first: SELECT * FROM dgen.workers WHERE pid = %d.",
 			pid, pid);
@@ -372,27 +372,31 @@ count_mailbox(Why *w)
 	dgen_table_close(table);
 }
 
+/* Of a message, or of an effect, which holds up no message, but the effects behind it. */
 static void
-tell_of_failure(Why *w, Datum *values, bool *nulls)
+tell_of_failure(Why *w, Datum *values, bool *nulls, bool effect)
 {
+	const char *what = effect ? "Effect" : "Message";
 	int64		id = DatumGetInt64(values[0]);
 	DgenError  *error = dgen_error_from_jsonb(DatumGetJsonbP(values[7]));
-	const char *behind = !w->module->skip_failing && w->waiting > 1 ? ", and the others wait behind it" : "";
+	const char *behind = effect ? ", and other effects of the server wait behind it" :
+		!w->module->skip_failing && w->waiting > 1 ? ", and the others wait behind it" : "";
 
-	if (!w->module->skip_failing)
+	if (!effect && !w->module->skip_failing)
 		w->blocked = true;
 	if (!nulls[5])
-		say(w->rsinfo, "Message " INT64_FORMAT " is held since %s by a fault of its environment, which is no attempt, %s: %s; it is tried next at %s%s: mend that, or SELECT dgen.discard(" INT64_FORMAT ").",
-			id, time_text(DatumGetTimestampTz(values[5])), TextDatumGetCString(values[6]), error->message,
+		say(w->rsinfo, "%s " INT64_FORMAT " is held since %s by a fault of its environment, which is no attempt, %s: %s; it is tried next at %s%s. Mend that, or give it up: SELECT dgen.discard(" INT64_FORMAT ").",
+			what, id, time_text(DatumGetTimestampTz(values[5])), TextDatumGetCString(values[6]), error->message,
 			time_text(DatumGetTimestampTz(values[4])), behind, id);
 	else
-		say(w->rsinfo, "Message " INT64_FORMAT " backs off until %s, when attempt %d begins; the last one ended with %s: %s%s: SELECT dgen.discard(" INT64_FORMAT ") gives it up.",
-			id, time_text(DatumGetTimestampTz(values[4])), DatumGetInt32(values[2]) + 1,
+		say(w->rsinfo, "%s " INT64_FORMAT " backs off until %s, when attempt %d begins; the last one ended with %s: %s%s. To give it up: SELECT dgen.discard(" INT64_FORMAT ").",
+			what, id, time_text(DatumGetTimestampTz(values[4])), DatumGetInt32(values[2]) + 1,
 			TextDatumGetCString(values[6]), error->message, behind, id);
 }
 
+/* name: the server's address, or its stream of effects */
 static void
-tell_of_failures(Why *w)
+tell_of_failures(Why *w, const char *name)
 {
 	DgenTable  *table = dgen_table_open(DGEN_T_ATTEMPT, AccessShareLock);
 	int			n = 0;
@@ -400,7 +404,7 @@ tell_of_failures(Why *w)
 	DgenScan   *scan;
 	HeapTuple	tuple;
 
-	dgen_key_text(&key, 1, w->address->text);
+	dgen_key_text(&key, 1, name);
 	scan = dgen_scan_begin(table, DGEN_I_ATTEMPT_SERVER, NULL, 1, &key);
 	while ((tuple = dgen_scan_next(scan)) != NULL)
 	{
@@ -411,7 +415,7 @@ tell_of_failures(Why *w)
 		if (n++ >= MAX_SHOWN)
 			continue;
 		heap_deform_tuple(tuple, RelationGetDescr(table->rel), values, nulls);
-		tell_of_failure(w, values, nulls);
+		tell_of_failure(w, values, nulls, dgen_is_effects(name));
 	}
 	dgen_scan_end(scan);
 	dgen_table_close(table);
@@ -494,8 +498,9 @@ tell_of_workers(Why *w, const DgenReadyLook *look)
 			busy[n - 1] = *slot;
 	}
 	LWLockRelease(&dgen_shared->lock);
-	say(w->rsinfo, "It waits since %s for a worker of role \"%s\": %d of %d are busy, and %d servers are ready: see dgen.workers, and dgen.max_workers (%d).",
-		time_text(look->queued_at), w->module->owner_name, n, look->nworkers, look->nready, dgen_max_workers);
+	say(w->rsinfo, "It waits since %s for a worker of role \"%s\": %d of %d are busy, and %d servers are ready; see dgen.workers. To have more than dgen.max_workers (%d): ALTER SYSTEM SET dgen.max_workers = %d, and SELECT pg_reload_conf().",
+		time_text(look->queued_at), w->module->owner_name, n, look->nworkers, look->nready, dgen_max_workers,
+		Min(2 * dgen_max_workers, 64));
 	for (int i = 0; i < Min(n, MAX_SHOWN); i++)
 	{
 		DgenModule *module;
@@ -503,8 +508,8 @@ tell_of_workers(Why *w, const DgenReadyLook *look)
 		busy[i].server[DGEN_MAX_ADDRESS] = '\0';
 		module = dgen_module_of(busy[i].server);
 		if (module != NULL && dgen_module_may_read(module))
-			say(w->rsinfo, "Worker %d has server \"%s\" in hand since %s: SELECT pg_cancel_backend(%d).",
-				(int) busy[i].pid, busy[i].server, time_text(busy[i].busy_since), (int) busy[i].pid);
+			say(w->rsinfo, "Worker %d has server \"%s\" in hand since %s: SELECT dgen.abort(%s).",
+				(int) busy[i].pid, busy[i].server, time_text(busy[i].busy_since), quoted(busy[i].server));
 	}
 }
 
@@ -591,7 +596,8 @@ tell_of_server(ReturnSetInfo *rsinfo, DgenModule *module, const DgenAddress *add
 		read_row(&w);
 		tell_of_row(&w);
 		tell_of_holder(&w);
-		tell_of_failures(&w);
+		tell_of_failures(&w, address->text);
+		tell_of_failures(&w, dgen_effects_of(address->text));
 		tell_of_mailbox(&w);
 		if (w.waiting > 0 && !w.blocked && !w.in_hand)
 			tell_of_queue(&w);

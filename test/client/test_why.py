@@ -48,6 +48,14 @@ def says(conn, *parts, **subject):
              message=lambda: "%s not in %s" % (parts, why(conn, **subject)))
 
 
+def mend(conn, part, **subject):
+    """Runs what a sentence that has this part ends with, to the letter."""
+    sentence = next(s for s in why(conn, **subject) if part in s)
+    assert sentence.endswith(".")
+    for statement in sentence[:-1].rsplit(": ", 1)[1].split(", and "):
+        conn.execute(statement)
+
+
 class Caller:
     """A session that waits in a statement of its own."""
 
@@ -90,7 +98,7 @@ def test_row_held_by_an_invoke(db):
         held = [s for s in why(conn, "why/a") if "Its row is held" in s]
         assert len(held) == 1 and "idle" not in held[0]
         conn.execute("RESET ROLE")
-        conn.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        mend(conn, "Its row is held", server="why/a")
         assert waiter.end() is None
         wait_idle(conn)
         says(conn, "It is idle", server="why/a")
@@ -115,7 +123,7 @@ def test_running_and_behind_it(db):
         assert len(why(conn, pid=worker)) == 1 and "why/a" not in why(conn, pid=worker)[0]
         conn.execute("RESET ROLE")
         # as it says
-        conn.execute("SELECT pg_cancel_backend(%s)", (worker,))
+        mend(conn, "It runs, in worker", server="why/a")
         assert caller.end() == "OT020"
         assert second.end() is None
 
@@ -136,7 +144,7 @@ def test_no_worker_free(db):
         says(conn, "It runs, in worker", server="why/a")
         second = Caller(db, "SELECT dgen.call('why/b', '{}', timeout => '1 min')")
         says(conn, "for a worker of role \"owner\": 1 of 1 are busy", "dgen.max_workers (1)", server="why/b")
-        says(conn, "Worker", "has server \"why/a\" in hand since", "pg_cancel_backend", server="why/b")
+        says(conn, "Worker", "has server \"why/a\" in hand since", "dgen.abort('why/a')", server="why/b")
         says(conn, "Calls that wait for it: 1", server="why/b")
         assert conn.execute("""SELECT owner, kind, module, ready, waiting_since < clock_timestamp(), workers, refused_since,
             start_failures, next_start_at FROM dgen.pools WHERE owner = 'owner' AND kind = 'handlers'""").fetchall() == \
@@ -146,9 +154,11 @@ def test_no_worker_free(db):
         conn.execute("SET ROLE owner")
         assert value(conn, "SELECT count(*) FROM dgen.pools WHERE kind = 'handlers'") == 1
         conn.execute("RESET ROLE")
-        conn.execute("SELECT pg_cancel_backend(pid) FROM dgen.workers WHERE server = 'why/a'")
-        assert first.end() == "OT020"
+        # more workers, as it says: the second call goes on at once
+        mend(conn, "for a worker of role", server="why/b")
         assert second.end() is None
+        mend(conn, "It runs, in worker", server="why/a")
+        assert first.end() == "OT020"
 
 
 def test_no_worker_can_start(db):
@@ -159,7 +169,7 @@ def test_no_worker_can_start(db):
         says(conn, "may not connect", "GRANT CONNECT ON DATABASE postgres TO owner", server="why/a")
         wait_for(lambda: value(conn, """SELECT start_failures > 0 AND next_start_at IS NOT NULL AND ready = 1
             AND waiting_since IS NOT NULL FROM dgen.pools WHERE owner = 'owner' AND kind = 'handlers'"""), 10)
-        conn.execute("GRANT CONNECT ON DATABASE postgres TO owner")
+        mend(conn, "may not connect", server="why/a")
         wait_idle(conn)
         assert value(conn, "SELECT start_failures FROM dgen.pools WHERE owner = 'owner' AND kind = 'handlers'") == 0
 
@@ -183,5 +193,52 @@ def test_switched_off(db):
         wait_for(lambda: value(conn, "SHOW dgen.enabled") == "on", 5)
         conn.execute("DELETE FROM dgen.adoption")
         says(conn, "This database is a copy", "dgen.adopt()", server="why/a")
-        conn.execute("SELECT dgen.adopt()")
+        mend(conn, "This database is a copy", server="why/a")
         says(conn, "It was never started", server="why/a")
+
+
+def test_each_sentence_mends(db):
+    """Suspended, broken off, failing, held, locked, with a failing effect: run what the sentence ends with."""
+    db.psql("""
+        SET ROLE owner;
+        CREATE FUNCTION why.effect(args jsonb) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'of an effect'; END $$;
+        CREATE OR REPLACE FUNCTION why.handle_cast(message jsonb, INOUT state jsonb) LANGUAGE plpgsql AS $$
+        BEGIN
+            IF message ? 'error' THEN
+                RAISE EXCEPTION USING MESSAGE = 'of a cast', ERRCODE = message->>'error';
+            ELSIF message ? 'lock' THEN
+                PERFORM dgen.lock();
+            ELSIF message ? 'effect' THEN
+                PERFORM dgen.after_commit('why.effect', '{}');
+            END IF;
+        END $$;
+        CREATE PROCEDURE why.handle_locked(kind text, message jsonb, INOUT state jsonb, INOUT reply jsonb) LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM pg_sleep(100);
+        END $$;
+        SELECT dgen.alter_module('why', max_attempts => 9, backoff_initial => '1 h', backoff_max => '1 h');
+        """)
+    cases = [
+        ("SELECT dgen.suspend('why/a', reason => 'of a test')", "It is suspended since"),
+        ("SELECT dgen.suspend(module => 'why', reason => 'of a test')", "Module \"why\" is suspended since"),
+        ("""SELECT dgen.cast('why/a', '{"error": "P0001"}')""", "when attempt 2 begins; the last one ended with P0001: of a cast"),
+        ("""SELECT dgen.cast('why/a', '{"error": "53100"}')""", "by a fault of its environment"),
+        ("""SELECT dgen.cast('why/a', '{"lock": 1}')""", "It is locked for the work for message"),
+        ("""SELECT dgen.cast('why/a', '{"effect": 1}')""", "Effect"),
+    ]
+    with db.connect() as conn:
+        for make, part in cases:
+            conn.execute(make)
+            says(conn, part, server="why/a")
+            mend(conn, part, server="why/a")
+            wait_for(lambda: not any(part in s for s in why(conn, "why/a")), 20, message=lambda: why(conn, "why/a"))
+            # the work goes on where the lock was broken, and would lock again
+            conn.execute("SELECT dgen.abort('why/a')")
+            conn.execute("SELECT dgen.discard(id) FROM dgen.messages WHERE server = 'why/a' AND id IS NOT NULL")
+            wait_for(lambda: value(conn, "SELECT dgen.call('why/a', '{}')") == 1, 20)
+        # the breaker
+        conn.execute("SELECT dgen.alter_module('why', max_attempts => 1, breaker => 2)")
+        conn.execute("""SELECT dgen.cast('why/x', '{"error": "P0001"}'), dgen.cast('why/y', '{"error": "P0001"}')""")
+        says(conn, "is suspended since", "breaker: dead letters from 2 servers in a row", server="why/a")
+        mend(conn, "breaker", server="why/a")
+        assert value(conn, "SELECT dgen.call('why/a', '{}')") == 1
