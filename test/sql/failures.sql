@@ -68,6 +68,12 @@ SELECT dgen.discard(min(id)) FROM dgen.messages WHERE server = 'failures/b';
 SELECT dgen.wait_idle('failures/b');
 SELECT dgen.call('failures/b', '{"do": "SELECT 1"}');
 SELECT failing FROM dgen.servers WHERE server = 'failures/b';
+-- it expires before its next attempt, and the call of its sender meets it first
+SELECT dgen.cast('failures/sender', $$ {"do": "SELECT dgen.cast('failures/late', '{\"do\": \"SELECT failures.fail()\"}', expires => '1 s')"} $$) > 0;
+SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.messages WHERE server = 'failures/late' AND attempts = 1 AND expires_at < clock_timestamp())$$);
+SELECT dgen.cast('failures/sender', $$ {"do": "SELECT dgen.call('failures/late', '{\"do\": \"SELECT 1\"}')"} $$) > 0;
+SELECT dgen.wait_idle('failures/sender'), dgen.wait_idle('failures/late');
+SELECT failing FROM dgen.servers WHERE server = 'failures/late';
 -- retry => skip
 SELECT dgen.alter_module('failures', retry => 'skip') -> 'created';
 SELECT dgen.cast('failures/c', '{"do": "SELECT failures.fail()"}') AS id \gset
