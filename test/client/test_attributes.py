@@ -182,6 +182,11 @@ def drop_extension(conn, left=False):
     conn.execute("DROP EXTENSION dgen")
     assert value(conn, "SELECT count(*) > 0 FROM pg_class WHERE relnamespace IN "
                        "('app'::regnamespace, 'dgen'::regnamespace)") == left
+    if left:
+        # CREATE EXTENSION takes no schema that holds what is not its own, and says so
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+            conn.execute("CREATE EXTENSION dgen")
+        conn.execute("DROP SCHEMA dgen CASCADE")
     conn.execute("CREATE EXTENSION dgen")
     conn.execute("SELECT dgen.create_module('app')")
     assert value(conn, CALL, "app/a", '{"again": true}') == {"again": True}
