@@ -60,7 +60,7 @@ PG_FUNCTION_INFO_V1(dgen_is_armed);
 static int
 read_row(DgenTableId id, Datum *values, bool *nulls, bool *uncommitted)
 {
-	Relation	rel = table_open(dgen_table_oid(id), AccessShareLock);
+	Relation	rel = dgen_relation_open(id, AccessShareLock);
 	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
 	HeapTuple	tuple;
 	int			n = 0;
@@ -358,6 +358,8 @@ dgen_check_enabled(void)
 		 */
 		if (db != NULL && !identity.uncommitted)
 			pg_atomic_write_u32(&db->armed, 1);
+		/* one that waits until the database takes connections may come: it does */
+		dgen_want_keeper(MyDatabaseId);
 	}
 	if (db != NULL &&
 		(db->keeper == DGEN_KEEPER_NONE || db->keeper == DGEN_KEEPER_ABSENT))

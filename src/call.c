@@ -576,6 +576,31 @@ raise_timeout(Outstanding *o)
 			 errhint("See dgen.servers and dgen.messages for what the server is doing, or pass a longer timeout.")));
 }
 
+/*
+ * Does somebody want dgen's tables for himself, and has sent the workers away
+ * for that?  He waits for us, who hold locks on them.
+ */
+static bool
+tables_wanted(void)
+{
+	DgenDatabase *db = dgen_database(MyDatabaseId, false);
+
+	return db != NULL && db->tables_wanted > 0;
+}
+
+static void
+raise_sent_away(Outstanding *o)
+{
+	char	   *server = pstrdup(o->server);
+
+	untrack(o);
+	ereport(ERROR,
+			(errcode(ERRCODE_DGEN_NO_WORKER),
+			 errmsg("no worker can be started for server \"%s\"", server),
+			 errdetail("The call did not happen: the extension is being dropped or updated."),
+			 errhint("Try again when that has ended.")));
+}
+
 /* Take the reply, or raise the error; lets go of the call in any case. */
 static Jsonb *
 take_result(Outstanding *o)
@@ -659,6 +684,8 @@ await(Outstanding *o)
 				raise_unknown(o);
 			break;
 		}
+		if (tables_wanted() && withdraw(o))
+			raise_sent_away(o);
 		if (now >= starve_after && is_starved(o, now) && withdraw(o))
 			raise_timeout(o);
 		if (now < lock_after)

@@ -422,6 +422,7 @@ enum
 extern bool dgen_extension_present(void);
 extern Oid	dgen_schema(void);	/* or InvalidOid */
 extern Oid	dgen_table_oid(DgenTableId id); /* raises OT017 without the extension */
+extern Relation dgen_relation_open(DgenTableId id, LOCKMODE lockmode);
 extern Oid	dgen_sequence_oid(const char *name);
 extern Oid	dgen_extension_owner(void);
 
@@ -566,6 +567,7 @@ typedef struct DgenDatabase
 	TimestampTz keeper_retry_at;	/* not to be started before, or 0 */
 	bool		keeper_again;	/* wanted anew while one was there */
 	int			kept_out;		/* how many DROP DATABASEs or the like are under way */
+	int			tables_wanted;	/* of these, by DROP or ALTER EXTENSION */
 	pg_atomic_uint32 armed;		/* installation and adoption agree */
 	pg_atomic_uint32 prepared_known;	/* old prepared transactions are published */
 	pg_atomic_uint64 next_due;	/* TimestampTz when the keeper must look again */

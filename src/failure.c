@@ -526,6 +526,7 @@ record_crash(Batch *b, BatchItem *item)
 static void
 record_failure(Batch *b, BatchItem *item)
 {
+	dgen_waitpoint_reach("dgen-failure");
 	/* who got the lease in between may have ended the message, too; but not locked work */
 	if (dgen_lease_take(item->msg->hash, b->lock_token != 0))
 		record(b, item, true);

@@ -50,6 +50,7 @@
 #include "dgen.h"
 
 #include "access/htup_details.h"
+#include "catalog/pg_database.h"
 #include "executor/spi.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -61,6 +62,7 @@
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 #define PASS_MS 1000			/* a pass at least so often, when armed */
 #define UNARMED_MS (10 * 1000)	/* or looks whether it is armed */
@@ -139,6 +141,7 @@ typedef struct DueState
 /* private to the keeper */
 static DgenDatabase *db = NULL;
 static bool nothing_here = false;	/* no extension: why we leave */
+static bool closed = false;		/* or: the database takes no connections */
 static volatile sig_atomic_t sent_away = false; /* SIGTERM came */
 static bool armed = false;
 static TimestampTz armed_until = 0; /* then read again whether it is */
@@ -233,6 +236,26 @@ ring_server(const char *address, int64 hash, DgenPoolKind pool)
 	return dgen_ready_ring(MyDatabaseId, module->owner, pool, module->id, hash);
 }
 
+/*
+ * A message whose module was dropped while its sender's transaction was open,
+ * so that drop_module could not see it, is dropped as the others were.  The
+ * module's row is read by a newer snapshot than the message, and goes by
+ * drop_module only.
+ */
+static void
+drop_orphan(DgenTable *table, HeapTuple tuple, int64 hash, const char *address)
+{
+	bool		known;
+
+	if (dgen_table_delete(table, &tuple->t_self) != TM_Ok)
+		return;
+	if (table->id == DGEN_T_MESSAGE)
+		(void) dgen_length_add(hash, -1, &known);
+	ereport(LOG,
+			(errmsg("message to server \"%s\" was dropped", address),
+			 errdetail("Its module was dropped before the transaction that sent it had ended.")));
+}
+
 static bool
 ring_message(DgenTable *table, HeapTuple tuple, int64 *seen)
 {
@@ -247,6 +270,12 @@ ring_message(DgenTable *table, HeapTuple tuple, int64 *seen)
 	if (*place == hash)
 		return true;
 	address = TextDatumGetCString(heap_getattr(tuple, MESSAGE_SERVER, desc, &isnull));
+	if (dgen_module_of(address) == NULL)
+	{
+		drop_orphan(table, tuple, hash, address);
+		pfree(address);
+		return true;
+	}
 	rung = ring_server(address, hash,
 					   kind == DGEN_KIND_EFFECT ? DGEN_POOL_LONG : DGEN_POOL_HANDLERS);
 	pfree(address);
@@ -268,7 +297,7 @@ feed_chunk(int64 *cursor, int64 end, int rows)
 	int			n = 0;
 	ScanKeyData keys[2];
 	Snapshot	snapshot = begin();
-	DgenTable  *table = dgen_table_open(DGEN_T_MESSAGE, AccessShareLock);
+	DgenTable  *table = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
 	DgenScan   *scan;
 	HeapTuple	tuple;
 
@@ -281,8 +310,16 @@ feed_chunk(int64 *cursor, int64 end, int rows)
 		bool		isnull;
 
 		CHECK_FOR_INTERRUPTS();
-		if (n++ < rows && (room = ring_message(table, tuple, seen)))
-			continue;
+		if (n++ < rows)
+		{
+			MemoryContext old = MemoryContextSwitchTo(row_context);
+
+			room = ring_message(table, tuple, seen);
+			MemoryContextSwitchTo(old);
+			MemoryContextReset(row_context);
+			if (room)
+				continue;
+		}
 		stop = DatumGetInt64(heap_getattr(tuple, MESSAGE_ID,
 										  RelationGetDescr(table->rel), &isnull));
 		break;
@@ -411,7 +448,10 @@ deliver_delayed(DgenTable *table, HeapTuple tuple)
 	dgen_address_parse(msg.server, strlen(msg.server), &address);
 	module = dgen_module_get(address.module, true);
 	if (module == NULL)
+	{
+		drop_orphan(table, tuple, msg.hash, msg.server);
 		return DUE_DONE;
+	}
 
 	result = dgen_table_delete(table, &msg.tid);
 	if (result == TM_BeingModified)
@@ -523,6 +563,7 @@ due_chunk(const DueKind *kind, DueState *state)
 	}
 	dgen_scan_end(scan);
 	dgen_table_close(table);
+	dgen_waitpoint_reach("dgen-due");
 	commit();
 	state->low = low;
 	return more;
@@ -722,6 +763,20 @@ publish_prepared(void)
 	pg_atomic_write_u32(&db->prepared_known, 1);
 }
 
+/* May anybody connect?  Those who are there go on, but no worker could come. */
+static bool
+is_closed(void)
+{
+	HeapTuple	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
+	bool		result;
+
+	if (!HeapTupleIsValid(tuple))
+		return true;
+	result = !((Form_pg_database) GETSTRUCT(tuple))->datallowconn;
+	ReleaseSysCache(tuple);
+	return result;
+}
+
 /* Is the extension here, in a version that fits?  Where it does not, the log says so, once. */
 static bool
 extension_fits(void)
@@ -745,7 +800,9 @@ check_database(void)
 	bool		present;
 
 	(void) begin();
-	present = extension_fits();
+	if (is_closed())
+		closed = true;
+	present = !closed && extension_fits();
 	if (present && (!armed || pass_time >= armed_until))
 	{
 		armed = dgen_database_armed();
@@ -757,7 +814,7 @@ check_database(void)
 
 	if (!present)
 	{
-		nothing_here = true;
+		nothing_here = !closed;
 		proc_exit(0);
 	}
 }
@@ -932,6 +989,8 @@ keeper_exit(int code, Datum database)
 		db->keeper_pgprocno = DGEN_NONE;
 		db->keeper = DGEN_KEEPER_WANTED;
 		db->keeper_retry_at = 0;
+		if (closed)
+			pg_atomic_write_u32(&db->armed, 0);
 		if (nothing_here)
 		{
 			pg_atomic_write_u32(&db->armed, 0);

@@ -62,7 +62,6 @@ typedef struct Candidate
 {
 	Oid			oid;
 	bool		connectable;
-	bool		template;
 } Candidate;
 
 /* a pool, as it was when we looked */
@@ -559,7 +558,6 @@ read_databases(void)
 
 		candidate->oid = form->oid;
 		candidate->connectable = form->datallowconn && !database_is_invalid_form(form);
-		candidate->template = form->datistemplate;
 		result = lappend(result, candidate);
 		MemoryContextSwitchTo(old);
 	}
@@ -682,6 +680,8 @@ start_keepers(void)
 		LWLockAcquire(&dgen_shared->lock, LW_EXCLUSIVE);
 		if (candidate != NULL)
 		{
+			/* no worker could come, either */
+			pg_atomic_write_u32(&db->armed, 0);
 			db->keeper_retry_at = TimestampTzPlusMilliseconds(pass_time, CLOSED_MS);
 			look_at(db->keeper_retry_at);
 		}
@@ -969,7 +969,8 @@ prepare_scouts(void)
 	{
 		Candidate  *candidate = lfirst(lc);
 
-		if (candidate->connectable && !candidate->template)
+		/* template1 is for CREATE DATABASE; others are databases like any, see armed.c */
+		if (candidate->connectable && candidate->oid != Template1DbOid)
 			scouts = lappend_oid(scouts, candidate->oid);
 	}
 	MemoryContextSwitchTo(old);

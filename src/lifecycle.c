@@ -14,7 +14,8 @@
  * and workers are sent away: they hold locks on the tables in an order of
  * their own.  At the commit they are sent away once more, and a new keeper
  * looks whether the extension is there and fits (a savepoint may have been
- * rolled back, or another made in its place).  An update to a version that the
+ * rolled back, or another made in its place).  Calls that wait hold locks on the
+ * tables and would wait for workers that are kept out: they are told so.  An update to a version that the
  * loaded library does not know is refused.
  *
  * Activations that share a transaction must not leave anything in the
@@ -55,6 +56,7 @@ typedef struct Evicted
 {
 	Oid			database;
 	bool		dropped;		/* if the transaction commits */
+	bool		tables;			/* the command is for the extension's tables */
 } Evicted;
 
 static ProcessUtility_hook_type prev_ProcessUtility = NULL;
@@ -116,7 +118,7 @@ terminate_processes(Oid database)
  * this is for says that the database is in use.
  */
 static void
-evict(Oid database, bool dropped)
+evict(Oid database, bool dropped, bool tables)
 {
 	static uint32 wait_event = 0;
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
@@ -126,13 +128,18 @@ evict(Oid database, bool dropped)
 
 	entry->database = database;
 	entry->dropped = dropped;
+	entry->tables = tables;
 	evicted = lappend(evicted, entry);
 	MemoryContextSwitchTo(old);
 
 	/* all entries in use by others: then nothing of ours can be in there */
 	LWLockAcquire(&dgen_shared->lock, LW_EXCLUSIVE);
 	if (db != NULL && db->database == database)
+	{
 		db->kept_out++;
+		if (tables)
+			db->tables_wanted++;
+	}
 	else
 		entry->database = InvalidOid;
 	LWLockRelease(&dgen_shared->lock);
@@ -164,6 +171,8 @@ let_back(const Evicted *entry, bool committed)
 		if (db->database != entry->database)
 			continue;
 		db->kept_out--;
+		if (entry->tables)
+			db->tables_wanted--;
 
 		/* gone; or nobody had looked yet, and then there is no need to now */
 		if (entry->dropped && committed)
@@ -422,7 +431,7 @@ dgen_ProcessUtility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 
 	PG_TRY();
 	{
-		evict(database, IsA(stmt, DropdbStmt));
+		evict(database, IsA(stmt, DropdbStmt), wants_tables(stmt));
 		run_utility(pstmt, query, read_only_tree, context, params, env, dest, qc);
 	}
 	PG_CATCH();

@@ -61,6 +61,8 @@ PG_FUNCTION_INFO_V1(dgen_alter_module);
 PG_FUNCTION_INFO_V1(dgen_drop_module);
 PG_FUNCTION_INFO_V1(dgen_module_info);
 
+static void delete_leftovers(const char *name);
+
 /* --------------------------------------------------------------- arguments */
 
 /* The name of a module: what an address can hold before its first '/'. */
@@ -710,6 +712,7 @@ save_module(FunctionCallInfo fcinfo, DgenModuleRow *row, bool create)
 	if (create)
 	{
 		dgen_arm();
+		delete_leftovers(TextDatumGetCString(row->values[MODULE_NAME]));
 		row->values[MODULE_ID] = Int32GetDatum((int32) nextval_internal(dgen_sequence_oid("module_id"), false));
 		dgen_module_row_insert(row);
 	}
@@ -960,6 +963,20 @@ check_not_within(const char *name)
 	}
 }
 
+/*
+ * What came of activations, senders and operators whose transactions were open
+ * when a module of that name was dropped, and that drop_module could not see, is
+ * not the new one's.  Messages the keeper drops, too, as it meets them.
+ */
+static void
+delete_leftovers(const char *name)
+{
+	(void) dgen_monitor_drop(name);
+	for (int part = 0; part < lengthof(parts); part++)
+		(void) delete_part(part, name, false);
+	CommandCounterIncrement();
+}
+
 Datum
 dgen_drop_module(PG_FUNCTION_ARGS)
 {
@@ -991,6 +1008,7 @@ dgen_drop_module(PG_FUNCTION_ARGS)
 	dgen_progress_begin(DGEN_COMMAND_DROP_MODULE, module, false);
 	dgen_progress_total(total, false);
 	dgen_module_hold(module);
+	dgen_waitpoint_reach("dgen-drop-module");
 	delete_all(module, counts[0]);
 	dgen_attributes_drop(module, cascade);
 	dgen_module_release(module);

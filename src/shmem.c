@@ -232,7 +232,7 @@ dgen_database(Oid database, bool create)
 		db->keeper_pid = 0;
 		db->keeper_pgprocno = DGEN_NONE;
 		db->keeper_failures = 0;
-		db->kept_out = false;
+		db->kept_out = db->tables_wanted = 0;
 		db->next_id = db->id_limit = 0;
 		pg_atomic_write_u32(&db->armed, 0);
 		pg_atomic_write_u32(&db->prepared_known, 0);

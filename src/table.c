@@ -316,12 +316,26 @@ check_columns(DgenTable *table, DgenTableId id)
 				 errhint("Drop the columns that were added by hand.")));
 }
 
+/*
+ * Open the relation alone.  While we waited for its lock the extension may have
+ * been dropped, and another made: then look it up once more.
+ */
+Relation
+dgen_relation_open(DgenTableId id, LOCKMODE lockmode)
+{
+	Relation	rel;
+
+	while ((rel = try_table_open(dgen_table_oid(id), lockmode)) == NULL)
+		table_oids[id] = InvalidOid;
+	return rel;
+}
+
 DgenTable *
 dgen_table_open(DgenTableId id, LOCKMODE lockmode)
 {
 	DgenTable  *table = palloc0(sizeof(DgenTable));
 
-	table->rel = table_open(dgen_table_oid(id), lockmode);
+	table->rel = dgen_relation_open(id, lockmode);
 	check_columns(table, id);
 	table->id = id;
 	/* as the executor locks them; a standby refuses more to who only reads */

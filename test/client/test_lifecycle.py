@@ -40,7 +40,7 @@ LANGUAGE plpgsql AS $$ BEGIN state := m.act(request, state); reply := state; END
 CREATE FUNCTION m.handle_cast(message jsonb, state jsonb) RETURNS jsonb
 LANGUAGE plpgsql AS $$ BEGIN RETURN m.act(message, state); END $$;
 CREATE FUNCTION m.handle_info(message jsonb, state jsonb) RETURNS jsonb
-LANGUAGE plpgsql AS $$ BEGIN RETURN m.act(message, state); END $$;
+LANGUAGE plpgsql AS $$ BEGIN RETURN m.act(coalesce(message->'message', message), state); END $$;
 """
 CREATE = "SELECT dgen.create_module('m', isolation => 'read committed');"
 
@@ -531,3 +531,233 @@ def test_pg_upgrade():
                     conn.execute("DROP EXTENSION dgen CASCADE")
     finally:
         new.cleanup()
+
+
+# ------------------------------------------------------------ databases that are closed
+
+def test_closed_and_template_databases(cluster):
+    """Who may not be connected to is not worked in, and the log is quiet;
+    a template is a database like any other, until it is copied."""
+    cluster.configure({"dgen.worker_idle_timeout": "1s"})
+    cluster.restart()
+    cluster.psql("CREATE DATABASE d")
+    cluster.psql("CREATE EXTENSION dgen;" + MODULE + CREATE, dbname="d")
+    with cluster.connect() as admin:
+        with cluster.connect(dbname="d") as conn:
+            conn.execute("SELECT dgen.cast('m/1', '{\"do\": \"endless\"}')")
+            wait_for(lambda: workers(admin, "d") >= 1)
+            conn.execute("SELECT dgen.send_after('m/2', '{\"n\": 1}', '3 s')")
+        admin.execute("ALTER DATABASE d ALLOW_CONNECTIONS false")
+        cluster.log_mark()
+        # those that are there leave, and no other comes
+        wait_for(lambda: value(admin, "SELECT count(*) FROM pg_stat_activity WHERE datname = 'd'") == 0, PROMPT)
+        time.sleep(2)
+        assert cluster.log_since_mark().count("not currently accepting connections") <= 1
+        assert value(admin, "SELECT count(*) FROM pg_stat_activity WHERE datname = 'd'") == 0
+        prompt(admin, "ALTER DATABASE d RENAME TO e")
+        prompt(admin, "CREATE DATABASE f TEMPLATE e")
+        admin.execute("ALTER DATABASE e ALLOW_CONNECTIONS true IS_TEMPLATE true")
+        # it needs nobody who calls, nor does it after a restart
+        for restart in False, True:
+            if restart:
+                cluster.restart()
+            with cluster.connect(dbname="e") as conn:
+                before = value(conn, "SELECT dgen.state('m/1')")
+                if not restart:
+                    assert value(conn, "SELECT dgen.call('m/3', '{}', timeout => '30 s')") == 1
+                wait_for(lambda: value(conn, "SELECT dgen.state('m/1')") > before, 90)
+        with cluster.connect(dbname="e") as conn:
+            wait_for(lambda: value(conn, "SELECT count(*) FROM done") == 1)
+    with cluster.connect() as admin:
+        prompt(admin, "CREATE DATABASE g TEMPLATE e")
+        with cluster.connect(dbname="g") as conn:
+            assert value(conn, "SELECT dgen.is_armed()") is False
+        admin.execute("ALTER DATABASE e IS_TEMPLATE false")
+        for name in "e", "f", "g":
+            prompt(admin, "DROP DATABASE " + name)
+
+
+# ------------------------------------------------------------ the extension
+
+def test_schema_that_is_there(cluster):
+    """CREATE EXTENSION where the schema has what is the extension's, or
+    somebody else's: all or nothing."""
+    cluster.psql("CREATE SCHEMA dgen; CREATE TABLE dgen.message (a int)")
+    with cluster.connect() as conn:
+        assert sqlstate(conn, "CREATE EXTENSION dgen") is not None
+        assert value(conn, "SELECT count(*) FROM pg_class WHERE relnamespace = 'dgen'::regnamespace AND relkind = 'r'") == 1
+        # a table of that name, and no extension, is nothing to any process
+        cluster.log_mark()
+        cluster.restart()
+    time.sleep(1)
+    assert not cluster.processes("dgen (worker|keeper)")
+    assert "ERROR" not in cluster.log_since_mark()
+    cluster.psql("DROP SCHEMA dgen CASCADE; CREATE EXTENSION dgen;" + MODULE + CREATE)
+    with cluster.connect() as conn:
+        assert value(conn, "SELECT dgen.call('m/1', '{}')") == 1
+
+
+def test_drop_extension_under_load(cluster):
+    """While calls wait, handlers run and there are many servers: prompt, and
+    every caller is told."""
+    # calls that are begun anew may sleep again, each in a worker of its own
+    cluster.configure({"dgen.max_workers": 12, "max_worker_processes": 20})
+    cluster.restart()
+    cluster.psql("CREATE EXTENSION dgen;" + MODULE + CREATE)
+    answers = []
+
+    def caller(n):
+        with cluster.connect() as conn:
+            answers.append(sqlstate(conn, "SELECT dgen.call('m/%d', '{\"do\": \"sleep\"}', timeout => '50 s')" % (n % 6)))
+    with cluster.connect() as conn:
+        conn.execute("SELECT dgen.cast('m/s' || n, '{\"n\": 1}') FROM generate_series(1, 5000) n")
+        wait_for(lambda: value(conn, "SELECT count(*) FROM done") == 5000)
+        for how in "ROLLBACK", "ROLLBACK TO a", "COMMIT":
+            threads = [threading.Thread(target=caller, args=(n,), daemon=True) for n in range(12)]
+            del answers[:]
+            for t in threads:
+                t.start()
+            wait_for(lambda: value(conn, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'") >= 2)
+            conn.execute("BEGIN")
+            conn.execute("SAVEPOINT a")
+            prompt(conn, "DROP EXTENSION dgen")
+            conn.execute(how)
+            if how == "ROLLBACK TO a":
+                conn.execute("COMMIT")
+            if how != "COMMIT":
+                # nothing is lost; the calls run again, and are given up
+                assert value(conn, "SELECT dgen.call('m/s1', '{}', timeout => '30 s')") > 1
+                conn.execute("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT dgen.call(%sleep%'"
+                             " AND backend_type = 'client backend'")
+            for t in threads:
+                t.join(60)
+                assert not t.is_alive(), "a caller still waits"
+            assert len(answers) == 12 and None not in answers, answers
+            assert set(answers) <= {"57014", "OT001", "OT002", "OT015", "OT017", "OT004", "OT008", "OT020", "42P01", "3F000", "42883"}, answers
+    no_processes(cluster)
+
+
+# ------------------------------------------------------------ owners
+
+def test_owners_that_go(cluster):
+    """REASSIGN OWNED, DROP OWNED, DROP ROLE and NOLOGIN while messages come."""
+    cluster.psql("CREATE EXTENSION dgen; CREATE ROLE old LOGIN; CREATE ROLE new LOGIN; GRANT old, new TO postgres;"
+                 "GRANT CREATE ON SCHEMA public TO old, new; CREATE SCHEMA m AUTHORIZATION old;"
+                 "CREATE TABLE done (seq bigserial, server text, n int); GRANT ALL ON done, done_seq_seq TO old, new")
+    functions = MODULE[MODULE.index("CREATE FUNCTION m.init"):]
+    cluster.psql("SET ROLE old;" + functions + CREATE)
+    with cluster.connect() as conn:
+        assert value(conn, "SELECT dgen.call('m/1', '{}')") == 1
+        conn.execute("SELECT dgen.cast('m/1', '{\"do\": \"endless\"}')")
+        wait_for(lambda: value(conn, "SELECT dgen.state('m/1')") > 3)
+        # a new owner has not agreed to it
+        conn.execute("REASSIGN OWNED BY old TO new")
+        assert error(conn, "SELECT dgen.call('m/1', '{}', timeout => '5 s')").sqlstate in ("55000", "OT001")
+        assert value(conn, "SELECT fault IS NOT NULL FROM dgen.modules") is True
+        n = value(conn, "SELECT dgen.state('m/1')")
+        conn.execute("SELECT dgen.alter_module('m')")
+        wait_for(lambda: value(conn, "SELECT dgen.state('m/1')") > n + 3)
+        wait_for(lambda: value(conn, "SELECT count(*) FROM pg_stat_activity WHERE usename = 'new'") >= 1)
+        # the old one goes, whether its worker is idle still or not
+        conn.execute("DROP OWNED BY old")
+        prompt(conn, "DROP ROLE old")
+        assert value(conn, "SELECT dgen.call('m/1', '{}')") > n
+        # no login: before 17 no worker, once those that are there have gone
+        conn.execute("ALTER ROLE new NOLOGIN")
+        conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'dgen worker'")
+        n = value(conn, "SELECT dgen.state('m/1')")
+        if value(conn, "SELECT current_setting('server_version_num')::int") >= 170000:
+            wait_for(lambda: value(conn, "SELECT dgen.state('m/1')") > n + 3)
+        else:
+            cluster.wait_for_log("not permitted to log in")
+            assert error(conn, "SELECT dgen.call('m/2', '{}', timeout => '3 s')").sqlstate in ("OT001", "OT015")
+            time.sleep(2)
+            assert cluster.log_text().count("not permitted to log in") < 10
+            conn.execute("ALTER ROLE new LOGIN")
+            wait_for(lambda: value(conn, "SELECT dgen.state('m/1')") > n + 3, 60)
+        # the functions go with their owner; the states wait for others
+        conn.execute("DROP OWNED BY new")
+        assert error(conn, "SELECT dgen.call('m/1', '{}', timeout => '5 s')").sqlstate in ("55000", "OT005", "OT001", "42501")
+        assert value(conn, "SELECT dgen.state('m/1')") > n
+        conn.execute("DROP SCHEMA IF EXISTS m CASCADE")
+        prompt(conn, "DROP ROLE new")
+        cluster.psql("CREATE ROLE third LOGIN; CREATE SCHEMA m AUTHORIZATION third; GRANT ALL ON done, done_seq_seq TO third;"
+                     "GRANT third TO postgres; SET ROLE third;" + functions)
+        n = value(conn, "SELECT dgen.state('m/1')")
+        conn.execute("SELECT dgen.alter_module('m')")
+        wait_for(lambda: value(conn, "SELECT dgen.state('m/1')") > n + 3)
+        conn.execute("SELECT dgen.delete('m/1')")
+
+
+# ------------------------------------------------------------ PREPARE TRANSACTION
+
+def test_prepared(cluster):
+    """What was sent is sent when it is committed, also after a restart or a
+    crash; what waits for an answer of its own transaction is told."""
+    cluster.psql("CREATE EXTENSION dgen;" + MODULE + CREATE)
+    with cluster.connect() as conn:
+        def prepared(name, *statements):
+            conn.execute("BEGIN")
+            for statement in statements:
+                conn.execute(statement)
+            state = sqlstate(conn, "PREPARE TRANSACTION '%s'" % name)
+            if state is not None:
+                conn.execute("ROLLBACK")
+            return state
+        assert value(conn, "SELECT dgen.call('m/0', '{}')") == 1
+        assert prepared("cast", "SELECT dgen.cast('m/1', '{\"n\": 1}')",
+                        "SELECT dgen.cast('m/1', '{\"n\": 2}', delay => '10 ms')",
+                        "SELECT dgen.send_after('m/1', '{\"n\": 3}', '10 ms', 'name')") is None
+        assert prepared("request", "SELECT dgen.send_request('m/2', '{\"n\": 4}')") is None
+        # a call has happened, whatever becomes of its caller
+        assert prepared("call", "SELECT dgen.call('m/3', '{\"n\": 5}')", "SELECT dgen.cast('m/3', '{\"n\": 6}')") is None
+        assert prepared("undone", "SELECT dgen.cast('m/4', '{\"n\": 7}')") is None
+        # a lease goes over to the prepared transaction
+        assert prepared("invoke", "SELECT dgen.invoke('m/5', '{\"n\": 8}')") is None
+        assert error(conn, "SELECT dgen.call('m/5', '{}', timeout => '300 ms')").sqlstate == "OT001"
+        later = value(conn, "SELECT dgen.cast('m/1', '{\"n\": 9}')")
+        assert later > 0
+        cluster.restart()
+    with cluster.connect() as conn:
+        assert error(conn, "SELECT dgen.call('m/5', '{}', timeout => '1 s')").sqlstate == "OT001"
+        assert value(conn, "SELECT dgen.call('m/0', '{}', timeout => '30 s')") == 2
+        conn.execute("COMMIT PREPARED 'cast'")
+    cluster.kill9()
+    cluster.start()
+    with cluster.connect() as conn:
+        conn.execute("COMMIT PREPARED 'request'")
+        conn.execute("COMMIT PREPARED 'call'")
+        conn.execute("ROLLBACK PREPARED 'undone'")
+        conn.execute("COMMIT PREPARED 'invoke'")
+        assert value(conn, "SELECT dgen.call('m/5', '{}', timeout => '30 s')") == 2
+        # the keeper finds within a minute what nobody could tell it
+        wait_for(lambda: value(conn, "SELECT count(DISTINCT n) FROM done") == 8, 100)
+        wait_idle(conn, 60)
+        assert value(conn, "SELECT array_agg(n ORDER BY n) FROM done") == [1, 2, 3, 4, 5, 6, 8, 9]
+        assert_nothing_left(conn)
+
+
+# ------------------------------------------------------------ no room for processes
+
+def test_room_for_processes_comes_back(cluster):
+    """One line in the log while there is no slot, and work as soon as there is."""
+    cluster.configure(max_worker_processes=5, **{"dgen.max_workers": 1})
+    cluster.restart()
+    # logical replication's launcher, ours, two keepers; one slot is for all
+    cluster.psql("CREATE DATABASE d; CREATE DATABASE e")
+    for name in "d", "e":
+        cluster.psql("CREATE EXTENSION dgen;" + MODULE + CREATE, dbname=name)
+    with cluster.connect() as admin, cluster.connect(dbname="d") as d, cluster.connect(dbname="e") as e:
+        cluster.log_mark()
+        d.execute("SELECT dgen.cast('m/1', '{\"do\": \"sleep\"}')")
+        wait_for(lambda: workers(admin, "d") == 1)
+        e.execute("SELECT dgen.cast('m/1', '{\"n\": 1}')")
+        assert error(e, "SELECT dgen.call('m/2', '{}', timeout => '30 s')").sqlstate == "OT015"
+        cluster.wait_for_log("out of background worker slots")
+        d.execute("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE backend_type = 'dgen worker'")
+        d.execute("SELECT dgen.suspend('m/1')")
+        d.close()
+        prompt(admin, "DROP DATABASE d WITH (FORCE)")
+        wait_for(lambda: value(e, "SELECT count(*) FROM done") == 1, 30)
+        assert value(e, "SELECT dgen.call('m/2', '{}', timeout => '30 s')") == 1
+        assert cluster.log_since_mark().count("out of background worker slots") == 1
