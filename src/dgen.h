@@ -574,6 +574,7 @@ typedef struct DgenDatabase
 	pg_atomic_uint32 resweep;	/* work was not queued for want of room */
 	pg_atomic_uint32 place_wanted[DGEN_NPOOL_KINDS];	/* a pool waits while others hold all places */
 	pg_atomic_uint32 slow_workers;	/* that run, or are about to, what may be slow */
+	pg_atomic_uint32 slow_starved;	/* pool that waits for such a place, and has none, plus 1; or 0 */
 	pg_atomic_uint64 unannounced;	/* lowest request whose reply's NOTIFY was put off, or 0 */
 	pg_atomic_uint64 announce_at;	/* when the keeper is to announce changes; DT_NOEND: there are none */
 	pg_atomic_uint64 announced_at;	/* when it did so last */

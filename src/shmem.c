@@ -96,6 +96,7 @@ init_control(void)
 		pg_atomic_init_u64(&db->announced_at, 0);
 		pg_atomic_init_u32(&db->announce_all, 0);
 		pg_atomic_init_u32(&db->slow_workers, 0);
+		pg_atomic_init_u32(&db->slow_starved, 0);
 		SpinLockInit(&db->id_lock);
 	}
 	for (int i = 0; i < DGEN_MAX_POOLS; i++)

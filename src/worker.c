@@ -51,6 +51,9 @@
 #define PARKED_LONG_USECS INT64CONST(500000)
 #define PATIENCE_MS 2000
 
+/* how often who waits for a slow place looks for one */
+#define SLOW_POLL_USECS INT64CONST(50000)
+
 static int	my_pool;
 static DgenPoolKind my_kind;
 static uint32 my_generation;
@@ -360,6 +363,57 @@ force_settings(void)
 	force_setting("application_name", "dgen worker");
 }
 
+/* of places for what is slow: this worker has just had one; it leaves them to others until then */
+static bool had_slow = false;
+static TimestampTz yield_until = 0;
+
+static bool
+yields(void)
+{
+	if (yield_until != 0 && GetCurrentTimestamp() >= yield_until)
+		yield_until = 0;
+	return yield_until != 0;
+}
+
+/*
+ * A worker that takes its place anew after each batch is always quicker than
+ * one that looks for a place now and then.  So a pool that has none says so,
+ * and the next worker whose batch ends stands back for two looks.
+ */
+static bool
+gives_way(DgenDatabase *db)
+{
+	uint32		starved = pg_atomic_read_u32(&db->slow_starved);
+
+	if (yields())
+		return true;
+	if (!had_slow || starved == 0 || starved == (uint32) my_pool + 1 ||
+		!pg_atomic_compare_exchange_u32(&db->slow_starved, &starved, 0))
+		return false;
+	had_slow = false;
+	yield_until = GetCurrentTimestamp() + 2 * SLOW_POLL_USECS;
+	return true;
+}
+
+/* Nobody of this worker's pool has a place: have the next one that gets free. */
+static void
+ask_for_place(DgenDatabase *db)
+{
+	uint32		nobody = 0;
+
+	if (db == NULL || yields())
+		return;
+	for (int i = 0; i < dgen_shared->nslots; i++)
+	{
+		DgenWorkerSlot *slot = &dgen_shared->slots[i];
+
+		/* a look without the lock: at worst one stands back in vain */
+		if (slot->slow && slot->database == MyDatabaseId && slot->pool == my_pool)
+			return;
+	}
+	(void) pg_atomic_compare_exchange_u32(&db->slow_starved, &nobody, (uint32) my_pool + 1);
+}
+
 /*
  * May this worker take modules whose activations are slow?  Not if it is the
  * last one of the database that does not: a quick module's calls must find a
@@ -373,6 +427,8 @@ reserve_slow(void)
 
 	if (my_kind == DGEN_POOL_LONG || dgen_max_workers <= 1 || db == NULL)
 		return true;
+	if (gives_way(db))
+		return false;
 	if (pg_atomic_fetch_add_u32(&db->slow_workers, 1) >= (uint32) dgen_max_workers - 1)
 	{
 		pg_atomic_fetch_sub_u32(&db->slow_workers, 1);
@@ -398,7 +454,7 @@ may_be_slow(void)
 	DgenDatabase *db = dgen_database(MyDatabaseId, false);
 
 	return my_kind == DGEN_POOL_LONG || dgen_max_workers <= 1 || db == NULL ||
-		pg_atomic_read_u32(&db->slow_workers) < (uint32) dgen_max_workers - 1;
+		(!yields() && pg_atomic_read_u32(&db->slow_workers) < (uint32) dgen_max_workers - 1);
 }
 
 /* Has the worker to make way for a command on its database? */
@@ -453,6 +509,7 @@ serve(void)
 		dgen_locked_serve(my_pool, &taken[0], -module_id);
 	clean_session();
 	dgen_cache_trim();
+	had_slow = dgen_my_slot->slow;
 	/* at most once a second, or autovacuum would never hear of a busy worker */
 	pgstat_report_stat(false);
 	release_slow();
@@ -501,6 +558,8 @@ wait_for_work(TimestampTz idle_since)
 		pg_atomic_write_u32(&dgen_my_slot->idle, 0);
 		return true;
 	}
+	if (pool->nready > 0)
+		ask_for_place(db);
 	/* what is parked for long is the launcher's to look after, if another wants the place */
 	if (pool->nready == 0 && pool->parked == DGEN_NONE && now >= leave_at)
 		return !may_leave();
@@ -509,7 +568,7 @@ wait_for_work(TimestampTz idle_since)
 		return !may_leave();
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					 Max(1, TimestampDifferenceMilliseconds(now,
-															pool->nready > 0 ? now + 50000 :
+															pool->nready > 0 ? now + SLOW_POLL_USECS :
 															Min(due, Max(leave_at, now + 1000)))),
 					 idle_wait_event);
 	pg_atomic_write_u32(&dgen_my_slot->idle, 0);

@@ -262,6 +262,44 @@ def test_a_worker_stays_its_owner(shared_cluster):
                 conn.execute("SELECT dgen.call('becoming/a', jsonb_build_object('do', %s::text))", (command,))
 
 
+# ------------------------------------------------------------------ who holds up whom
+
+
+HOG = """
+CREATE ROLE hog LOGIN;
+CREATE ROLE patient LOGIN;
+CREATE SCHEMA hog AUTHORIZATION hog;
+CREATE SCHEMA patient AUTHORIZATION patient;
+SET ROLE hog;
+CREATE FUNCTION hog.handle_cast(message jsonb, INOUT state jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_sleep(0.03);
+    PERFORM dgen.cast(dgen.self(), message);
+END $$;
+SELECT dgen.create_module('hog');
+SET ROLE patient;
+CREATE FUNCTION patient.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_sleep(0.03);
+    reply := request;
+END $$;
+SELECT dgen.create_module('patient');
+"""
+
+
+def test_slow_modules_of_one_owner_leave_a_place_to_those_of_others(cluster):
+    """Servers that never rest, and take all places that slow ones may take."""
+    cluster.psql("CREATE EXTENSION dgen")
+    cluster.psql(HOG)
+    with cluster.connect() as conn:
+        for i in range(12):
+            conn.execute("SELECT dgen.cast(%s, '1')", ("hog/%d" % i,))
+        wait_for(lambda: value(conn, "SELECT count(*) FROM dgen.workers WHERE owner = 'hog' AND state = 'busy'") >= 3)
+        for i in range(20):
+            assert value(conn, "SELECT dgen.call('patient/a', '1', '20 s')") == 1
+        conn.execute("SELECT dgen.suspend(module => 'hog')")
+
+
 # ------------------------------------------------------------------ who sees what
 
 
@@ -736,7 +774,13 @@ def invariants(conn):
         CREATE FUNCTION after_all.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb)
         LANGUAGE sql AS 'SELECT state, request'""")
     conn.execute("SELECT dgen.create_module('after_all')")
-    assert value(conn, "SELECT dgen.call('after_all/a', '1', '30 s')") == 1
+    try:
+        assert value(conn, "SELECT dgen.call('after_all/a', '1', '30 s')") == 1
+    except psycopg.Error:
+        for table in ("dgen.why('after_all/a')", "dgen.workers", "dgen.pools",
+                      "(SELECT pid, usename, state, wait_event, left(query, 200) FROM pg_stat_activity) a"):
+            print(table, *conn.execute("SELECT * FROM %s" % table).fetchall(), sep="\n  ")
+        raise
     conn.execute("SELECT dgen.drop_module('after_all', true)")
     conn.execute("DROP SCHEMA after_all CASCADE")
 
