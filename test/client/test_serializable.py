@@ -24,7 +24,8 @@ CLIENTS = 6
 LISTS = """
 CREATE TABLE cell (key text PRIMARY KEY, list jsonb NOT NULL);
 CREATE SEQUENCE step;
-CREATE TABLE done (txn int, began bigint, ended bigint DEFAULT nextval('step'), did jsonb);
+CREATE TABLE done (txn int, began bigint, ended bigint DEFAULT nextval('step'),
+                   xid xid8 DEFAULT pg_current_xact_id(), did jsonb);
 CREATE SCHEMA lists;
 CREATE FUNCTION lists.init(args jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT '{"l": []}'::jsonb $$;
 CREATE FUNCTION lists.did(what text, key text, value jsonb, how text = NULL) RETURNS jsonb LANGUAGE sql AS $$
@@ -556,7 +557,7 @@ def orders_of_handlers(run, committed, final):
 
 # Who invokes a server handles his own messages to it first, in the middle of what he does.
 DONE = """
-SELECT d.txn, d.did, (SELECT o.txn FROM done o WHERE o.xmin = d.xmin AND o.began < d.began AND o.ended > d.ended
+SELECT d.txn, d.did, (SELECT o.txn FROM done o WHERE o.xid = d.xid AND o.began < d.began AND o.ended > d.ended
                       ORDER BY o.began DESC LIMIT 1)
 FROM done d"""
 
