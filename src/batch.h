@@ -10,8 +10,6 @@
 
 #include "dgen.h"
 
-#include "portability/instr_time.h"
-
 #define DGEN_MAX_BATCH 256		/* servers, and messages, of one batch */
 #define DGEN_BATCH_BYTES (1024 * 1024)
 #define DGEN_MAX_CONFLICTS 20
@@ -123,9 +121,8 @@ typedef struct Batch
 	bool		watches_crashes;	/* the module has an on_crash_loop */
 	bool		running;		/* handlers may run: promise that flush etc. apply */
 	TimestampTz started_at;
-	TimestampTz handlers_at;	/* when the first handler began, */
-	instr_time	handlers_clock; /* by that clock, too */
-	instr_time	clock;			/* when the last one ended, as the next begins */
+	int64		clock;			/* ns, when the last handler ended, as the next begins, */
+	TimestampTz clock_at;		/* by the wall clock, too */
 	int			shown;			/* server that dgen.stat_activity shows, or -1 */
 
 	/* how a try ended */

@@ -118,6 +118,12 @@ typedef RangeTblEntry DgenPermissions;
 #define DGEN_CHECK_PERMS_LIST rtable
 #endif
 
+/* 16: instr_time is a number of nanoseconds */
+#if PG_VERSION_NUM < 160000
+#define INSTR_TIME_GET_NANOSEC(t) \
+	((int64) (t).tv_sec * INT64CONST(1000000000) + (int64) (t).tv_nsec)
+#endif
+
 /* libpq/libpq.h wants headers of GSSAPI where the server was built with it */
 extern bool pq_check_connection(void);
 

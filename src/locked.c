@@ -677,8 +677,8 @@ run_work(Work *w, DgenError **error)
 	DgenError  *told;
 
 	pgstat_report_activity(STATE_RUNNING, psprintf("dgen: %s handle_locked", w->msg->server));
-	dgen_activity_begin(w->msg->server, w->kind, DGEN_HANDLE_LOCKED, w->msg->id, DGEN_NONE,
-						GetCurrentTimestamp());
+	dgen_activity_begin(w->msg->server, DGEN_HANDLE_LOCKED);
+	dgen_activity_next(w->msg->kind, w->msg->id, DGEN_NONE, GetCurrentTimestamp());
 	dgen_scope_base(&w->scope);
 	w->began_at = GetCurrentTimestamp();
 	(void) guard(w, step_run, error);

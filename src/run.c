@@ -532,20 +532,13 @@ begin_item(Batch *b, BatchItem *item)
 
 /* ---------------------------------------------------------------- counting */
 
-/* The wall clock when the next activation begins, which is when the last one ended. */
-static TimestampTz
-boundary(Batch *b)
+static int64
+read_clock(void)
 {
-	instr_time	passed = b->clock;
+	instr_time	now;
 
-	INSTR_TIME_SUBTRACT(passed, b->handlers_clock);
-	return b->handlers_at + (TimestampTz) INSTR_TIME_GET_MICROSEC(passed);
-}
-
-static char
-kind_of(BatchItem *item)
-{
-	return item->msg == NULL ? DGEN_KIND_CALL : item->msg->kind;
+	INSTR_TIME_SET_CURRENT(now);
+	return INSTR_TIME_GET_NANOSEC(now);
 }
 
 static DgenCallbackKind
@@ -556,40 +549,41 @@ callback_of(Batch *b, BatchItem *item)
 	return item->msg == NULL ? DGEN_HANDLE_CALL : dgen_message_callback(item->msg->kind);
 }
 
-/* What this process is about to do; the name is written when it is another one. */
+/* What this process is about to do. */
 static void
 show_item(Batch *b, BatchItem *item)
 {
 	DgenCall   *call = item->msg == NULL ? b->calls[item->call].call : NULL;
-	const char *server = b->servers[item->server].server->address;
 
-	dgen_activity_begin(b->shown == item->server ? NULL : server,
-						call ? "call" : dgen_message_kind(item->msg->kind),
-						callback_of(b, item), call ? 0 : item->msg->id,
-						call ? call->caller_pgprocno : DGEN_NONE, boundary(b));
-	b->shown = item->server;
+	if (b->shown != item->server)
+	{
+		dgen_activity_begin(b->servers[item->server].server->address,
+							b->effects ? DGEN_EFFECT : DGEN_BY_KIND);
+		b->shown = item->server;
+	}
+	dgen_activity_next(call ? DGEN_KIND_CALL : item->msg->kind, call ? 0 : item->msg->id,
+					   call ? call->caller_pgprocno : DGEN_NONE, b->clock_at);
 }
 
-/* An activation has ended: count it, from where the last one did. */
+/* An activation has ended, or there was none: what it took goes from where the last one ended. */
 static void
 count_item(Batch *b, BatchItem *item)
 {
 	DgenServer *server = b->servers[item->server].server;
-	TimestampTz began = boundary(b);
-	instr_time	before = b->clock;
-	instr_time	passed;
-	double		ms;
+	char		kind = item->msg ? item->msg->kind : DGEN_KIND_CALL;
+	TimestampTz began = b->clock_at;
+	int64		now = read_clock();
+	int64		ns = now - b->clock;
 
-	INSTR_TIME_SET_CURRENT(b->clock);
+	b->clock = now;
+	b->clock_at += ns / 1000;
 	if (!item->handled)
 		return;
-	passed = b->clock;
-	INSTR_TIME_SUBTRACT(passed, before);
-	ms = INSTR_TIME_GET_MILLISEC(passed);
-	dgen_stat_handled(b->module_id, kind_of(item), b->effects ? NULL : server->address, server->hash, ms,
-					  dgen_stat_queued(kind_of(item), item->msg ? item->msg->sent_at :
-									   b->calls[item->call].call->issued_at, began));
-	dgen_log_duration(server->address, callback_of(b, item), item->msg ? item->msg->id : 0, ms, false);
+	dgen_stat_tally(b->module_id, kind, server, ns,
+					item->msg ? item->msg->sent_at : b->calls[item->call].call->issued_at, began);
+	if (dgen_log_min_handler_duration >= 0)
+		dgen_log_duration(server->address, callback_of(b, item), item->msg ? item->msg->id : 0,
+						  ns / 1000000.0, false);
 }
 
 /* One has failed; after the abort. */
@@ -597,14 +591,10 @@ void
 dgen_run_log_failed(Batch *b)
 {
 	BatchItem  *item = &b->items[b->current];
-	instr_time	now;
+	int64		ns = read_clock() - b->clock;
 
-	if (dgen_log_min_handler_duration < 0)
-		return;
-	INSTR_TIME_SET_CURRENT(now);
-	INSTR_TIME_SUBTRACT(now, b->clock);
 	dgen_log_duration(b->servers[item->server].server->address, callback_of(b, item),
-					  item->msg ? item->msg->id : 0, INSTR_TIME_GET_MILLISEC(now), true);
+					  item->msg ? item->msg->id : 0, ns / 1000000.0, true);
 }
 
 /* ---------------------------------------------------------------- running */
@@ -656,7 +646,7 @@ run_item(Batch *b, int i)
 static bool
 out_of_time(Batch *b)
 {
-	return boundary(b) - b->started_at >= DGEN_BATCH_USECS;
+	return b->clock_at - b->started_at >= DGEN_BATCH_USECS;
 }
 
 /* Items that the budget left over stay in their mailboxes. */
@@ -730,9 +720,8 @@ dgen_run_items(Batch *b)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	dgen_waitpoint_reach("dgen-before-handlers");
 	b->running = true;
-	b->handlers_at = GetCurrentTimestamp();
-	INSTR_TIME_SET_CURRENT(b->handlers_clock);
-	b->clock = b->handlers_clock;
+	b->clock_at = GetCurrentTimestamp();
+	b->clock = read_clock();
 	dgen_worker_arm(b->timeout_ms, company);
 	for (int i = 0; i < b->nitems; i++)
 	{

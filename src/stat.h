@@ -11,6 +11,7 @@
 
 #include "batch.h"
 
+#include "port/pg_bitutils.h"
 #include "portability/instr_time.h"
 
 /* counters of a module, in the order of the columns of dgen.stat_module */
@@ -32,11 +33,78 @@ typedef enum DgenStat
 	DGEN_STAT_FORGET			/* no counter: a module goes, or a server */
 } DgenStat;
 
+/* ------------------------------------------------------------ stat_series.c */
+#define DGEN_SUB_BITS 3				/* 8 buckets a power of two */
+#define DGEN_EXACT (2 << DGEN_SUB_BITS)	/* up to here each unit has a bucket of its own */
+#define DGEN_UNIT_BITS 7				/* a unit has 128 nanoseconds */
+#define DGEN_NBUCKETS 320			/* the last one begins at 6 days */
+
+/* times, in milliseconds */
+typedef struct DgenSeries
+{
+	int64		n;
+	double		total;
+	double		min;
+	double		max;
+	double		mean;
+	double		m2;				/* sum of squares of the differences from the mean */
+	int64		buckets[DGEN_NBUCKETS];
+} DgenSeries;
+
+/* times of a batch, in nanoseconds */
+typedef struct DgenSum
+{
+	int64		n;
+	int64		total;
+	int64		min;
+	int64		max;
+	double		squares;
+	uint16		buckets[DGEN_MAX_BATCH];	/* of each */
+} DgenSum;
+
+extern void dgen_series_add(DgenSeries *s, double ms);
+extern void dgen_series_add_sum(DgenSeries *s, const DgenSum *sum);
+/* total, min, max, mean, stddev, p50, p95, p99 */
+#define DGEN_SERIES_NATTS 8
+extern void dgen_series_form(const DgenSeries *s, Datum *values, bool *nulls);
+
+static inline int
+dgen_bucket_of(int64 ns)
+{
+	uint64		units = (uint64) ns >> DGEN_UNIT_BITS;
+	int			octave;
+
+	if (units < DGEN_EXACT)
+		return (int) units;
+	octave = pg_leftmost_one_pos64(units);
+	return Min(DGEN_EXACT + ((octave - DGEN_SUB_BITS - 1) << DGEN_SUB_BITS) +
+			   (int) ((units >> (octave - DGEN_SUB_BITS)) & ((1 << DGEN_SUB_BITS) - 1)),
+			   DGEN_NBUCKETS - 1);
+}
+
+/* at most DGEN_MAX_BATCH of them */
+static inline void
+dgen_sum_add(DgenSum *s, int64 ns)
+{
+	s->buckets[s->n] = dgen_bucket_of(ns);
+	if (s->n++ == 0)
+		s->min = s->max = ns;
+	else if (ns < s->min)
+		s->min = ns;
+	else if (ns > s->max)
+		s->max = ns;
+	s->total += ns;
+	s->squares += (double) ns * ns;
+}
+
 /* ------------------------------------------------------------ stat_module.c */
 extern Size dgen_stat_size(void);
 extern void dgen_stat_init(void *place, bool found);
 
-/* counts at the commit; times in milliseconds, or -1: not known */
+/* an activation of a worker's batch, in so many nanoseconds; counts at the commit */
+extern void dgen_stat_tally(int32 module_id, char kind, const DgenServer *server, int64 ns,
+							TimestampTz sent_at, TimestampTz began);
+/* the same for any other; times in milliseconds, or -1: not known */
 extern void dgen_stat_handled(int32 module_id, char kind, const char *server, int64 hash,
 							  double handler_ms, double queue_ms);
 extern void dgen_stat_note(int32 module_id, DgenStat what);
@@ -47,7 +115,9 @@ extern void dgen_stat_failure(Batch *b);
 /* runs an activation, or an effect, in the transaction of a client or of another handler */
 extern void dgen_stat_run(DgenActivation *act, DgenMessage *msg, void (*run) (DgenActivation *, DgenMessage *));
 
-/* the same for work that a client has handed in */
+/* a server's name that lives as long as what is noted of this transaction */
+extern const char *dgen_stat_server_name(const DgenServer *server);
+/* for work that a client has handed in: stat_run.c, as the next two */
 extern void dgen_stat_external(const DgenModule *module, const DgenServer *server, const DgenMessage *msg);
 /* writes to the server's log, if it took so long: dgen.log_min_handler_duration */
 extern void dgen_log_duration(const char *server, DgenCallbackKind callback, int64 message_id,
@@ -78,9 +148,10 @@ extern void dgen_stat_server_forget(Oid database, const char *module);
 /* ---------------------------------------------------------- stat_activity.c */
 extern Size dgen_stat_activity_size(void);
 extern void dgen_stat_activity_init(void *place, bool found);
-/* this process begins an activation; server NULL: of the same one as before */
-extern void dgen_activity_begin(const char *server, const char *kind, DgenCallbackKind callback,
-								int64 message_id, int caller_pgprocno, TimestampTz since);
+#define DGEN_BY_KIND (-1)		/* the callback that is for this kind of message */
+/* this process is about to run activations of a server; then each of them */
+extern void dgen_activity_begin(const char *server, int callback);
+extern void dgen_activity_next(char kind, int64 message_id, int caller_pgprocno, TimestampTz since);
 extern void dgen_activity_commit(void); /* its transaction is being committed */
 extern void dgen_activity_end(void);
 extern bool dgen_activity_any(void);	/* of this process */

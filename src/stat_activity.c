@@ -25,12 +25,12 @@ typedef struct Doing
 	uint32		changes;		/* odd: it is being written */
 	int			pid;			/* 0: nothing */
 	Oid			database;
-	DgenCallbackKind callback;
+	int			callback;		/* DgenCallbackKind, or DGEN_BY_KIND */
+	char		kind;			/* 0: none has begun */
 	bool		committing;
 	int			caller_pgprocno;	/* or DGEN_NONE */
 	int64		message_id;		/* 0: it is none */
 	TimestampTz since;
-	char		kind[16];
 	char		server[DGEN_MAX_ADDRESS + 1];
 } Doing;
 
@@ -71,8 +71,7 @@ end_write(Doing *d)
 }
 
 void
-dgen_activity_begin(const char *server, const char *kind, DgenCallbackKind callback,
-					int64 message_id, int caller_pgprocno, TimestampTz since)
+dgen_activity_begin(const char *server, int callback)
 {
 	Doing	   *d = begin_write();
 
@@ -80,12 +79,20 @@ dgen_activity_begin(const char *server, const char *kind, DgenCallbackKind callb
 	d->database = MyDatabaseId;
 	d->callback = callback;
 	d->committing = false;
-	d->caller_pgprocno = caller_pgprocno;
+	d->kind = 0;
+	strlcpy(d->server, server, sizeof(d->server));
+	end_write(d);
+}
+
+void
+dgen_activity_next(char kind, int64 message_id, int caller_pgprocno, TimestampTz since)
+{
+	Doing	   *d = begin_write();
+
+	d->kind = kind;
 	d->message_id = message_id;
+	d->caller_pgprocno = caller_pgprocno;
 	d->since = since;
-	strlcpy(d->kind, kind, sizeof(d->kind));
-	if (server != NULL)
-		strlcpy(d->server, server, sizeof(d->server));
 	end_write(d);
 }
 
@@ -149,7 +156,7 @@ read_doing(int i, Doing *to)
 		pg_read_barrier();
 		after = d->changes;
 	} while (before != after || (before & 1) != 0);
-	return to->pid != 0 && to->database == MyDatabaseId && ProcGlobal->allProcs[i].pid == to->pid;
+	return to->pid != 0 && to->kind != 0 && to->database == MyDatabaseId && ProcGlobal->allProcs[i].pid == to->pid;
 }
 
 static int
@@ -173,8 +180,9 @@ show_doing(ReturnSetInfo *rsinfo, Doing *d, bool all)
 	values[0] = Int32GetDatum(d->pid);
 	values[1] = CStringGetTextDatum(dgen_server_of(d->server));
 	nulls[1] = !may_read;
-	values[2] = CStringGetTextDatum(dgen_activity_name(d->callback));
-	values[3] = CStringGetTextDatum(d->kind);
+	values[2] = CStringGetTextDatum(dgen_activity_name(d->callback != DGEN_BY_KIND ? d->callback :
+													   dgen_message_callback(d->kind)));
+	values[3] = CStringGetTextDatum(dgen_message_kind(d->kind));
 	values[4] = Int64GetDatum(d->message_id);
 	nulls[4] = d->message_id == 0;
 	values[5] = CStringGetTextDatum(d->committing ? "committing" : "running");

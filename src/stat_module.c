@@ -16,12 +16,6 @@
  * ends without a commit.  A prepared transaction is not counted: who commits
  * it is another process, and knows nothing of it.
  *
- * Means and deviations are kept by Welford's method, as pg_stat_statements
- * does.  Percentiles come of a histogram: a time is counted in units of an
- * eighth of a microsecond, in one of 8 buckets of equal width for each power
- * of two, so that what is told, the middle of a bucket, is at most a sixteenth
- * from the true one; below 2 microseconds at most a sixteenth of one.
- *
  * Locks: the table's LWLock, for taking and freeing entries, then an entry's.
  * Nothing else is taken under these; the first may be taken under
  * dgen_shared->lock.
@@ -30,22 +24,15 @@
  */
 #include "stat.h"
 
-#include <math.h>
-
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "funcapi.h"
 #include "module.h"
-#include "port/pg_bitutils.h"
 #include "utils/acl.h"
 #include "utils/memutils.h"
 
-#define SUB_BITS 3				/* 8 buckets a power of two */
-#define EXACT (2 << SUB_BITS)	/* up to here each unit has a bucket of its own */
-#define NBUCKETS 320			/* the last one begins at 6 days */
-#define UNITS_PER_MS 8000.0
 #define KEEP_RECORDS 1024		/* room that is kept from one transaction to the next */
 
 typedef enum SeriesId
@@ -56,18 +43,6 @@ typedef enum SeriesId
 	NSERIES
 } SeriesId;
 
-/* times, in milliseconds */
-typedef struct Series
-{
-	int64		n;
-	double		total;
-	double		min;
-	double		max;
-	double		mean;
-	double		m2;				/* sum of squares of the differences from the mean */
-	int64		buckets[NBUCKETS];
-} Series;
-
 typedef struct Entry
 {
 	LWLock		lock;			/* protects all */
@@ -76,7 +51,7 @@ typedef struct Entry
 	int32		module_id;
 	TimestampTz since;
 	int64		counts[DGEN_NSTATS];
-	Series		series[NSERIES];
+	DgenSeries		series[NSERIES];
 } Entry;
 
 typedef struct StatShared
@@ -100,6 +75,27 @@ typedef struct Record
 	double		queue_ms;
 } Record;
 
+/*
+ * What a worker's batch has done: all of one module, and outside of
+ * subtransactions.  It is added up at once, being most of what there is.
+ */
+typedef struct Tally
+{
+	int32		module_id;		/* 0: nothing */
+	int64		counts[DGEN_NSTATS];
+	DgenSum			handler;
+	DgenSum			queue;
+	int			nruns;
+	struct TallyRun *last;		/* of runs, if there are any */
+	struct TallyRun
+	{
+		const char *server;		/* lives as long as the batch; NULL: an effect's */
+		int64		hash;
+		int64		n;
+		int64		ns;
+	}			runs[DGEN_MAX_BATCH];	/* of one server each */
+} Tally;
+
 /* where the entry of a module was found */
 typedef struct Known
 {
@@ -115,6 +111,7 @@ static int	nrecords = 0;
 static int	max_records = 0;
 static instr_time commit_began;
 static Known known[64];
+static Tally tally;
 
 PG_FUNCTION_INFO_V1(dgen_stat_module_info);
 PG_FUNCTION_INFO_V1(dgen_stat_reset);
@@ -255,78 +252,20 @@ dgen_stat_forget_database(Oid database)
 	dgen_stat_server_forget(database, NULL);
 }
 
-/* ---------------------------------------------------------------- times */
-
-static int
-bucket_of(double ms)
-{
-	uint64		units = ms > 0 ? (uint64) (ms * UNITS_PER_MS) : 0;
-	int			octave;
-
-	if (units < EXACT)
-		return (int) units;
-	octave = pg_leftmost_one_pos64(units);
-	return Min(EXACT + ((octave - SUB_BITS - 1) << SUB_BITS) +
-			   (int) ((units >> (octave - SUB_BITS)) & ((1 << SUB_BITS) - 1)),
-			   NBUCKETS - 1);
-}
-
-/* The middle of a bucket. */
-static double
-time_of(int bucket)
-{
-	int			shift;
-	uint64		from;
-
-	if (bucket < EXACT)
-		return (bucket + 0.5) / UNITS_PER_MS;
-	shift = ((bucket - EXACT) >> SUB_BITS) + 1;
-	from = (uint64) ((1 << SUB_BITS) + ((bucket - EXACT) & ((1 << SUB_BITS) - 1))) << shift;
-	return (from + ldexp(0.5, shift)) / UNITS_PER_MS;
-}
-
-static void
-add_time(Series *s, double ms)
-{
-	double		old_mean = s->mean;
-
-	s->n++;
-	s->total += ms;
-	if (s->n == 1 || ms < s->min)
-		s->min = ms;
-	if (ms > s->max)
-		s->max = ms;
-	s->mean += (ms - old_mean) / s->n;
-	s->m2 += (ms - old_mean) * (ms - s->mean);
-	s->buckets[bucket_of(ms)]++;
-}
-
-/* The time that this part of all did not exceed. */
-static double
-percentile(const Series *s, double part)
-{
-	double		rank = ceil(part * s->n);
-	int64		seen = 0;
-
-	for (int i = 0; i < NBUCKETS; i++)
-	{
-		seen += s->buckets[i];
-		if (seen >= rank)
-			return Max(s->min, Min(s->max, time_of(i)));
-	}
-	return s->max;
-}
-
 /*
  * How long a message has waited.  An info may have been sent to come later, as
  * a timer always is, and nothing tells when it came due.
  */
+static bool
+has_queue_time(char kind)
+{
+	return kind != DGEN_KIND_INFO && kind != DGEN_KIND_TIMER && kind != DGEN_KIND_TIMEOUT;
+}
+
 double
 dgen_stat_queued(char kind, TimestampTz sent_at, TimestampTz now)
 {
-	if (kind == DGEN_KIND_INFO || kind == DGEN_KIND_TIMER || kind == DGEN_KIND_TIMEOUT)
-		return -1;
-	return Max(now - sent_at, 0) / 1000.0;
+	return has_queue_time(kind) ? Max(now - sent_at, 0) / 1000.0 : -1;
 }
 
 /* ---------------------------------------------------------------- records */
@@ -403,6 +342,38 @@ dgen_stat_handled(int32 module_id, char kind, const char *server, int64 hash,
 }
 
 void
+dgen_stat_tally(int32 module_id, char kind, const DgenServer *server, int64 ns,
+				TimestampTz sent_at, TimestampTz began)
+{
+	Tally	   *t = &tally;
+
+	t->module_id = module_id;
+	t->counts[stat_of(kind)]++;
+	dgen_sum_add(&t->handler, ns);
+	if (has_queue_time(kind))
+		dgen_sum_add(&t->queue, Max(began - sent_at, 0) * 1000);
+	if (t->nruns == 0 || t->last->hash != server->hash)
+	{
+		t->last = &t->runs[t->nruns++];
+		t->last->server = kind == DGEN_KIND_EFFECT ? NULL : server->address;
+		t->last->hash = server->hash;
+		t->last->n = t->last->ns = 0;
+	}
+	t->last->n++;
+	t->last->ns += ns;
+}
+
+static void
+forget_tally(void)
+{
+	tally.module_id = 0;
+	tally.nruns = 0;
+	tally.handler.n = tally.handler.total = tally.queue.n = tally.queue.total = 0;
+	tally.handler.squares = tally.queue.squares = 0;
+	memset(tally.counts, 0, sizeof(tally.counts));
+}
+
+void
 dgen_stat_note(int32 module_id, DgenStat what)
 {
 	(void) add_record(module_id, what);
@@ -443,6 +414,16 @@ dgen_stat_failure(Batch *b)
 		dgen_stat_now(b->module_id, DGEN_STAT_TIMEOUTS);
 }
 
+/* A name that lives as long as the records do. */
+const char *
+dgen_stat_server_name(const DgenServer *server)
+{
+	if (nrecords > 0 && records[nrecords - 1].server != NULL &&
+		records[nrecords - 1].hash == server->hash)
+		return records[nrecords - 1].server;
+	return MemoryContextStrdup(TopTransactionContext, server->address);
+}
+
 /* ---------------------------------------------------------------- the commit */
 
 static void
@@ -450,9 +431,33 @@ add_to_entry(Entry *e, Record *r)
 {
 	e->counts[r->what]++;
 	if (r->handler_ms >= 0)
-		add_time(&e->series[SERIES_HANDLER], r->handler_ms);
+		dgen_series_add(&e->series[SERIES_HANDLER], r->handler_ms);
 	if (r->queue_ms >= 0)
-		add_time(&e->series[SERIES_QUEUE], r->queue_ms);
+		dgen_series_add(&e->series[SERIES_QUEUE], r->queue_ms);
+}
+
+/* Add what a worker's batch has done.  Raises nothing. */
+static void
+apply_tally(double commit_ms)
+{
+	TimestampTz now = GetCurrentTransactionStopTimestamp();
+	Entry	   *e = lock_entry(tally.module_id);
+
+	if (e != NULL)
+	{
+		for (int i = 0; i < DGEN_STAT_ERRORS; i++)
+			e->counts[i] += tally.counts[i];
+		dgen_series_add_sum(&e->series[SERIES_HANDLER], &tally.handler);
+		dgen_series_add_sum(&e->series[SERIES_QUEUE], &tally.queue);
+		dgen_series_add(&e->series[SERIES_COMMIT], commit_ms);
+		LWLockRelease(&e->lock);
+	}
+	for (int i = 0; i < tally.nruns; i++)
+	{
+		if (tally.runs[i].server != NULL)
+			dgen_stat_server_add(tally.runs[i].server, tally.runs[i].hash, tally.runs[i].n,
+								 tally.runs[i].ns / 1000000.0, now);
+	}
 }
 
 /* Add all records of the module that record first is of.  Raises nothing. */
@@ -477,8 +482,8 @@ apply_module(int first, double commit_ms)
 			add_to_entry(e, r);
 		committed |= r->handler_ms >= 0;
 	}
-	if (e != NULL && committed)
-		add_time(&e->series[SERIES_COMMIT], commit_ms);
+	if (e != NULL && committed && module_id != tally.module_id)
+		dgen_series_add(&e->series[SERIES_COMMIT], commit_ms);
 	if (e != NULL)
 		LWLockRelease(&e->lock);
 	if (forget != NULL)
@@ -517,19 +522,22 @@ apply_records(void)
 
 	INSTR_TIME_SET_CURRENT(now);
 	INSTR_TIME_SUBTRACT(now, commit_began);
+	if (tally.module_id != 0)
+		apply_tally(INSTR_TIME_GET_MILLISEC(now));
 	for (int i = 0; i < nrecords; i++)
 	{
 		if (records[i].module_id != 0)
 			apply_module(i, INSTR_TIME_GET_MILLISEC(now));
 	}
 	apply_servers();
+	forget_tally();
 	forget_records();
 }
 
 void
 dgen_stat_xact_callback(XactEvent event)
 {
-	if (nrecords == 0)
+	if (nrecords == 0 && tally.module_id == 0)
 		return;
 	switch (event)
 	{
@@ -541,6 +549,7 @@ dgen_stat_xact_callback(XactEvent event)
 			break;
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:
+			forget_tally();
 			forget_records();
 			break;
 		default:
@@ -562,103 +571,6 @@ dgen_stat_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId pare
 		for (int i = nrecords - 1; i >= 0 && records[i].subid >= my; i--)
 			records[i].subid = parent;
 	}
-}
-
-/* ---------------------------------------------------------------- clients */
-
-/* A name that lives as long as the records do. */
-static const char *
-server_name(const DgenServer *server)
-{
-	if (nrecords > 0 && records[nrecords - 1].server != NULL &&
-		records[nrecords - 1].hash == server->hash)
-		return records[nrecords - 1].server;
-	return MemoryContextStrdup(TopTransactionContext, server->address);
-}
-
-static void
-count_run(DgenActivation *act, DgenMessage *msg, double ms)
-{
-	char		kind = msg ? msg->kind : DGEN_KIND_CALL;
-	const char *server = msg ? msg->server : act->server->address;
-	DgenCallbackKind callback = kind == DGEN_KIND_EFFECT ? DGEN_EFFECT : act->callback;
-
-	if (act->outcome == DGEN_REJECTED)
-		dgen_stat_now(act->module->id, DGEN_STAT_ERRORS);
-	if (act->outcome != DGEN_HANDLED || act->postponed || act->locked)
-		return;
-	if (act->server != NULL)
-		dgen_stat_handled(act->module->id, kind, server_name(act->server), act->server->hash, ms,
-						  msg ? dgen_stat_queued(kind, msg->sent_at, GetCurrentTimestamp()) : -1);
-	else
-		dgen_stat_handled(act->module->id, kind, NULL, 0, ms, -1);
-	dgen_log_duration(server, callback, act->message_id, ms, false);
-}
-
-/* A client has handed in what it did for a message; how long that took is its own. */
-void
-dgen_stat_external(const DgenModule *module, const DgenServer *server, const DgenMessage *msg)
-{
-	dgen_stat_handled(module->id, msg->kind, server_name(server), server->hash, -1, -1);
-}
-
-/*
- * An invoke, or a message that is handled in the transaction that sent it.
- * A conflict is no error of the server.  Inside of a worker's activation it is
- * counted as well, and its time is part of that one's.
- */
-void
-dgen_stat_run(DgenActivation *act, DgenMessage *msg, void (*run) (DgenActivation *, DgenMessage *))
-{
-	int32		module_id = act->module->id;
-	bool		shown = !dgen_activity_any();
-	instr_time	begin;
-	instr_time	end;
-
-	if (shown)
-		dgen_activity_begin(msg ? msg->server : act->server->address, act->kind,
-							msg && msg->kind == DGEN_KIND_EFFECT ? DGEN_EFFECT : act->callback,
-							act->message_id, DGEN_NONE, GetCurrentTimestamp());
-	INSTR_TIME_SET_CURRENT(begin);
-	PG_TRY();
-	{
-		run(act, msg);
-	}
-	PG_CATCH();
-	{
-		if (shown)
-			dgen_activity_end();
-		/* in company it will be run again, alone */
-		if (dgen_error_fault(geterrcode()) != DGEN_FAULT_CONFLICT && !dgen_batch_in_company())
-			dgen_stat_now(module_id, DGEN_STAT_ERRORS);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
-	INSTR_TIME_SET_CURRENT(end);
-	if (shown)
-		dgen_activity_end();
-	INSTR_TIME_SUBTRACT(end, begin);
-	count_run(act, msg, INSTR_TIME_GET_MILLISEC(end));
-}
-
-/* An activation that took long, if those are to be logged. */
-void
-dgen_log_duration(const char *server, DgenCallbackKind callback, int64 message_id, double ms,
-				  bool failed)
-{
-	if (dgen_log_min_handler_duration < 0 || ms < dgen_log_min_handler_duration)
-		return;
-	if (message_id != 0)
-		ereport(LOG,
-				(errmsg("duration: %.3f ms  server \"%s\" %s, message " INT64_FORMAT "%s",
-						ms, dgen_server_of(server), dgen_activity_name(callback), message_id,
-						failed ? ", failed" : ""),
-				 errhidestmt(true), errhidecontext(true)));
-	else
-		ereport(LOG,
-				(errmsg("duration: %.3f ms  server \"%s\" %s%s", ms, dgen_server_of(server),
-						dgen_activity_name(callback), failed ? ", failed" : ""),
-				 errhidestmt(true), errhidecontext(true)));
 }
 
 /* ---------------------------------------------------------------- rights */
@@ -686,8 +598,6 @@ dgen_may_monitor_module(PG_FUNCTION_ARGS)
 
 /* ---------------------------------------------------------------- the view */
 
-#define SERIES_NATTS 8
-
 /* columns of stat_module_info, as sql/stat.sql has them */
 enum
 {
@@ -696,7 +606,7 @@ enum
 	INFO_COUNTS,
 	INFO_COMMITS = INFO_COUNTS + DGEN_NSTATS,
 	INFO_SERIES,
-	INFO_RESET = INFO_SERIES + NSERIES * SERIES_NATTS,
+	INFO_RESET = INFO_SERIES + NSERIES * DGEN_SERIES_NATTS,
 	INFO_NATTS
 };
 
@@ -724,25 +634,6 @@ read_entry(int32 module_id, Entry *to, bool *full)
 	return found;
 }
 
-/* total, min, max, mean, stddev, p50, p95, p99 */
-static void
-form_series(const Series *s, Datum *values, bool *nulls)
-{
-	static const double parts[] = {0.5, 0.95, 0.99};
-
-	values[0] = Float8GetDatum(s->total);
-	for (int i = 1; i < SERIES_NATTS; i++)
-		nulls[i] = s->n == 0;
-	if (s->n == 0)
-		return;
-	values[1] = Float8GetDatum(s->min);
-	values[2] = Float8GetDatum(s->max);
-	values[3] = Float8GetDatum(s->mean);
-	values[4] = Float8GetDatum(sqrt(Max(s->m2, 0) / s->n));
-	for (int i = 0; i < lengthof(parts); i++)
-		values[5 + i] = Float8GetDatum(percentile(s, parts[i]));
-}
-
 static void
 show_module(ReturnSetInfo *rsinfo, DgenModule *module)
 {
@@ -760,8 +651,8 @@ show_module(ReturnSetInfo *rsinfo, DgenModule *module)
 		values[INFO_COUNTS + i] = Int64GetDatum(e->counts[i]);
 	values[INFO_COMMITS] = Int64GetDatum(e->series[SERIES_COMMIT].n);
 	for (int i = 0; i < NSERIES; i++)
-		form_series(&e->series[i], &values[INFO_SERIES + i * SERIES_NATTS],
-					&nulls[INFO_SERIES + i * SERIES_NATTS]);
+		dgen_series_form(&e->series[i], &values[INFO_SERIES + i * DGEN_SERIES_NATTS],
+					&nulls[INFO_SERIES + i * DGEN_SERIES_NATTS]);
 	values[INFO_RESET] = TimestampTzGetDatum(e->since);
 	nulls[INFO_RESET] = !found;
 	/* null says that nobody knows, as opposed to none */
