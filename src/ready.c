@@ -800,15 +800,25 @@ dgen_ready_unpark(int poolno, TimestampTz now)
 	return due;
 }
 
-/* The module's part of the queue is used up: there may be what found no room. */
+/*
+ * The module's part of the queue is used up: there may be what found no room.
+ * The pool's lock is not held, as the database's entry may want dgen_shared->lock.
+ */
 static void
 ask_for_rest(DgenPool *pool)
 {
 	DgenDatabase *db = dgen_database(MyDatabaseId, false);
+	bool		wanted;
 
-	if (!pool->overflow || pool->nready > 0 || db == NULL)
+	if (db == NULL)
 		return;
-	pool->overflow = false;
+	LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
+	wanted = pool->overflow && pool->nready == 0;
+	if (wanted)
+		pool->overflow = false;
+	unlock_pool(pool);
+	if (!wanted)
+		return;
 	pg_atomic_write_u32(&db->resweep, 1);
 	dgen_wake_keeper(MyDatabaseId, GetCurrentTimestamp());
 }
@@ -822,8 +832,8 @@ dgen_ready_take_external(int32 module_id, DgenTaken *taken)
 
 	if (pool == NULL)
 		return DGEN_NONE;
-	ask_for_rest(pool);
 	unlock_pool(pool);
+	ask_for_rest(pool);
 	poolno = pool - dgen_shared->pools;
 	(void) dgen_ready_unpark(poolno, GetCurrentTimestamp());
 	if (dgen_ready_take(poolno, true, 1, taken, &its_module) == 0)
@@ -844,8 +854,8 @@ dgen_ready_external(int32 module_id, TimestampTz now, TimestampTz *due)
 	*due = DT_NOEND;
 	if (pool == NULL)
 		return false;
-	ask_for_rest(pool);
 	unlock_pool(pool);
+	ask_for_rest(pool);
 	*due = dgen_ready_unpark(pool - dgen_shared->pools, now);
 	return pool->nready > 0;
 }

@@ -204,6 +204,20 @@ dgen_is_worker(void)
 	return dgen_my_slot != NULL;
 }
 
+#ifdef USE_ASSERT_CHECKING
+/* dgen_shared->lock comes first: whoever waited for it under a pool's would wait for ever. */
+static bool
+holds_pool(void)
+{
+	for (int i = 0; i < DGEN_MAX_POOLS; i++)
+	{
+		if (LWLockHeldByMe(&dgen_shared->pools[i].lock))
+			return true;
+	}
+	return false;
+}
+#endif
+
 /*
  * The entry of a database; with create, made where there is none (NULL when
  * all are taken).  Entries are freed by the launcher alone.
@@ -214,6 +228,7 @@ dgen_database(Oid database, bool create)
 	static DgenDatabase *mine = NULL;
 	DgenDatabase *found = NULL;
 
+	Assert(!holds_pool());
 	if (mine != NULL && mine->database == database)
 		return mine;
 

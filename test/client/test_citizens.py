@@ -317,6 +317,7 @@ def test_eats_memory(cluster_with_c):
 WAITS = {
     "work": "CALL dgen.wait_work('jobs')",
     "server": "CALL dgen.wait_server('m/gone', 'running')",
+    "change": "CALL dgen.wait_change('m/never')",
     "idle server": "CALL dgen.wait_server('m/asleep', 'idle')",
     "idle": "SELECT dgen.wait_idle('m/asleep', timeout => '1 h')",
     "state": "SELECT dgen.wait_state('m/asleep', 1000, '1 h')",
@@ -324,7 +325,7 @@ WAITS = {
     "call": "SELECT dgen.call('m/asleep', '{}', '1 h')",
 }
 # a statement keeps its snapshot, but not what is CALLed and commits
-WITHOUT_SNAPSHOT = ("work", "server", "idle server")
+WITHOUT_SNAPSHOT = ("work", "server", "change", "idle server")
 WAITING = """SELECT pid, backend_xmin::text IS NULL FROM pg_stat_activity
     WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"""
 
