@@ -1506,6 +1506,9 @@ extern void dgen_admin_close(DgenTable *table, DgenServer *server);	/* writes it
 /* all that there is of a server goes, but its row; false: there was nothing */
 extern bool dgen_admin_erase(DgenModule *module, const DgenAddress *address, DgenServer *server, const char *why);
 extern void dgen_admin_not_failing(DgenServer *server);
+extern void dgen_admin_erase_if_empty(DgenServer *server);
+extern DgenModule *dgen_admin_operated(FunctionCallInfo fcinfo, DgenAddress *address);
+extern void dgen_admin_remember(DgenModule *module, int64 hash);
 /* at 0: it is resumed; the caller writes the row, and the audit */
 extern void dgen_admin_set_suspended(DgenServer *server, TimestampTz at, const char *by);
 extern void dgen_admin_suspend_module(DgenModule *module, const char *by, const char *reason);
