@@ -11,6 +11,7 @@ import pytest
 from cluster import wait_for
 from common import (Client, Killer, assert_nothing_left, connect_again, in_threads, rounds_of,
                     seed_of, value, wait_idle)
+from invariants import violations
 
 CLIENTS = 8
 SERVERS = 4
@@ -137,6 +138,7 @@ def crash_test(cluster, request, rounds):
         check(conn, loads)
         # a message that was in hand when its worker died five times would be one
         assert_nothing_left(conn)
+        assert violations(conn) == []
         assert all(load.calls and load.casts for load in loads)
         assert value(conn, "SELECT dgen.call('journal/0', '{\"t\": \"end\", \"a\": 0}')") == "end"
 
