@@ -18,7 +18,7 @@
 
 #include <math.h>
 
-#define NS_PER_MS 1000000.0
+#define NSECS_PER_MSEC 1000000.0
 
 /* The middle of a bucket. */
 static double
@@ -28,10 +28,10 @@ time_of(int bucket)
 	uint64		from;
 
 	if (bucket < DGEN_EXACT)
-		return ldexp(bucket + 0.5, DGEN_UNIT_BITS) / NS_PER_MS;
+		return ldexp(bucket + 0.5, DGEN_UNIT_BITS) / NSECS_PER_MSEC;
 	shift = ((bucket - DGEN_EXACT) >> DGEN_SUB_BITS) + 1;
 	from = (uint64) ((1 << DGEN_SUB_BITS) + ((bucket - DGEN_EXACT) & ((1 << DGEN_SUB_BITS) - 1))) << shift;
-	return ldexp(from + ldexp(0.5, shift), DGEN_UNIT_BITS) / NS_PER_MS;
+	return ldexp(from + ldexp(0.5, shift), DGEN_UNIT_BITS) / NSECS_PER_MSEC;
 }
 
 void
@@ -47,7 +47,7 @@ dgen_series_add(DgenSeries *s, double ms)
 		s->max = ms;
 	s->mean += (ms - old_mean) / s->n;
 	s->m2 += (ms - old_mean) * (ms - s->mean);
-	s->buckets[dgen_bucket_of((int64) (Max(ms, 0) * NS_PER_MS))]++;
+	s->buckets[dgen_bucket_of((int64) (Max(ms, 0) * NSECS_PER_MSEC))]++;
 }
 
 /* The time that this part of all did not exceed. */
@@ -76,14 +76,14 @@ dgen_series_add_sum(DgenSeries *s, const DgenSum *sum)
 
 	if (sum->n == 0)
 		return;
-	mean = sum->total / NS_PER_MS / sum->n;
+	mean = sum->total / NSECS_PER_MSEC / sum->n;
 	delta = mean - s->mean;
-	s->m2 += Max(sum->squares / (NS_PER_MS * NS_PER_MS) - mean * mean * sum->n, 0) +
+	s->m2 += Max(sum->squares / (NSECS_PER_MSEC * NSECS_PER_MSEC) - mean * mean * sum->n, 0) +
 		delta * delta * s->n * sum->n / n;
 	s->mean += delta * sum->n / n;
-	s->total += sum->total / NS_PER_MS;
-	s->min = s->n == 0 ? sum->min / NS_PER_MS : Min(s->min, sum->min / NS_PER_MS);
-	s->max = Max(s->max, sum->max / NS_PER_MS);
+	s->total += sum->total / NSECS_PER_MSEC;
+	s->min = s->n == 0 ? sum->min / NSECS_PER_MSEC : Min(s->min, sum->min / NSECS_PER_MSEC);
+	s->max = Max(s->max, sum->max / NSECS_PER_MSEC);
 	s->n = n;
 	for (int i = 0; i < sum->n; i++)
 		s->buckets[sum->buckets[i]]++;
