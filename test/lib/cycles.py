@@ -211,7 +211,8 @@ class History:
     def order_edges(self):
         yield from self.orders
         for queue, sent in self.queues.items():
-            yield from barriers(queue, sent, "mailbox")
+            # what ran within another has left the mailbox with that
+            yield from barriers(queue, [s for s in sent if self.root(s[2]) == s[2]], "mailbox")
         yield from barriers("time", [(t.begin, t.end, t.id) for t in self.all.values()
                                      if t.begin is not None], "time")
 
