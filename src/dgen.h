@@ -834,6 +834,7 @@ extern void dgen_delayed_delete(int64 id);
 extern void dgen_message_form(const DgenMessage *msg, Datum *values, bool *nulls);
 /* skip: columns between id and hash: 0, or 1 in dgen.delayed; copies all */
 extern void dgen_message_deform(HeapTuple tuple, TupleDesc desc, int skip, DgenMessage *msg);
+extern bool dgen_message_find(DgenTable *table, int64 id, int skip, DgenMessage *msg);
 /* is it for the incarnation that lives, or for any? */
 extern bool dgen_message_is_for(const DgenMessage *msg, const struct DgenServer *server);
 extern int	dgen_message_compare(const ListCell *a, const ListCell *b);	/* by id */
@@ -1488,6 +1489,8 @@ extern bool dgen_handle_now(DgenModule *module, DgenMessage *msg);
 extern void dgen_continue_now(DgenModule *module, DgenTable *table, DgenServer *server);
 /* handles what this transaction sent to a server, in it; how many messages */
 extern int	dgen_drain_server(const DgenAddress *to);
+/* a message that this transaction has sent; false: it is not there any more */
+extern bool dgen_sent_find(const DgenSent *sent, DgenMessage *msg);
 
 /* -------------------------------------------------------------- postpone.c */
 /* keeps a message, which is in no table, until its server changes; own lease held */

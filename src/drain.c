@@ -18,23 +18,15 @@
 /* ---------------------------------------------------------------- drain */
 
 /* Find a message of this transaction; false: it is not there any more. */
-static bool
-find_message(const DgenSent *sent, DgenMessage *msg)
+bool
+dgen_sent_find(const DgenSent *sent, DgenMessage *msg)
 {
 	DgenTable  *table = dgen_table_open(sent->due_at ? DGEN_T_DELAYED : DGEN_T_MESSAGE,
 										RowExclusiveLock);
-	ScanKeyData key;
-	DgenScan   *scan;
-	HeapTuple	tuple;
+	bool		found = dgen_message_find(table, sent->id, sent->due_at ? 1 : 0, msg);
 
-	dgen_key_int8(&key, 1, sent->id, BTEqualStrategyNumber);
-	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
-	tuple = dgen_scan_next(scan);
-	if (tuple != NULL)
-		dgen_message_deform(tuple, RelationGetDescr(table->rel), sent->due_at ? 1 : 0, msg);
-	dgen_scan_end(scan);
 	dgen_table_close(table);
-	return tuple != NULL;
+	return found;
 }
 
 /* Take a message out of its table; false: somebody else has. */
@@ -167,7 +159,7 @@ dgen_continue_now(DgenModule *module, DgenTable *table, DgenServer *server)
 
 		CHECK_FOR_INTERRUPTS();
 		dgen_mailbox_forget_sent(pending.id);
-		if (find_message(&pending, &msg))
+		if (dgen_sent_find(&pending, &msg))
 			(void) handle(module, table, server, &msg);
 		/* an operator has discarded it */
 		if (server->continue_id == pending.id)
@@ -286,7 +278,7 @@ drain(const DgenAddress *to)
 		CHECK_FOR_INTERRUPTS();
 		module = dgen_module_by_id(one.module_id);
 		dgen_mailbox_forget_sent(one.id);
-		if (module == NULL || module->external || !find_message(&one, &msg))
+		if (module == NULL || module->external || !dgen_sent_find(&one, &msg))
 			continue;
 		dgen_module_check_running(module);
 		dgen_check_test_isolation(module);

@@ -47,25 +47,6 @@ typedef struct DryRun
 
 /* ---------------------------------------------------------------- what was sent */
 
-static bool
-find_sent(const DgenSent *sent, DgenMessage *msg)
-{
-	DgenTable  *table = dgen_table_open(sent->due_at ? DGEN_T_DELAYED : DGEN_T_MESSAGE,
-										AccessShareLock);
-	ScanKeyData key;
-	DgenScan   *scan;
-	HeapTuple	tuple;
-
-	dgen_key_int8(&key, 1, sent->id, BTEqualStrategyNumber);
-	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
-	tuple = dgen_scan_next(scan);
-	if (tuple != NULL)
-		dgen_message_deform(tuple, RelationGetDescr(table->rel), sent->due_at ? 1 : 0, msg);
-	dgen_scan_end(scan);
-	dgen_table_close(table);
-	return tuple != NULL;
-}
-
 static void
 tell_message(DryRun *d, const DgenMessage *msg)
 {
@@ -123,7 +104,7 @@ tell_sent(DryRun *d, const char *key)
 		DgenMessage msg;
 
 		CHECK_FOR_INTERRUPTS();
-		if (sent[i].id == 0 || sent[i].subid < d->subid || !find_sent(&sent[i], &msg) ||
+		if (sent[i].id == 0 || sent[i].subid < d->subid || !dgen_sent_find(&sent[i], &msg) ||
 			msg.kind == DGEN_KIND_TIMEOUT || msg.kind == DGEN_KIND_CONTINUE ||
 			strcmp(place_of(&msg), key) != 0)
 			continue;
@@ -367,18 +348,10 @@ static bool
 find_letter(int64 id, DgenMessage *msg)
 {
 	DgenTable  *table = dgen_table_open(DGEN_T_LETTER, AccessShareLock);
-	ScanKeyData key;
-	DgenScan   *scan;
-	HeapTuple	tuple;
+	bool		found = dgen_message_find(table, id, 0, msg);
 
-	dgen_key_int8(&key, 1, id, BTEqualStrategyNumber);
-	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
-	tuple = dgen_scan_next(scan);
-	if (tuple != NULL)
-		dgen_message_deform(tuple, RelationGetDescr(table->rel), 0, msg);
-	dgen_scan_end(scan);
 	dgen_table_close(table);
-	return tuple != NULL;
+	return found;
 }
 
 static void

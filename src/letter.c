@@ -78,23 +78,6 @@ operated_module(const char *server, DgenAddress *address)
 	return module;
 }
 
-/* The row of a table of messages that has this id, copied. */
-static bool
-find_message(DgenTable *table, int skip, int64 id, DgenMessage *msg)
-{
-	ScanKeyData key;
-	DgenScan   *scan;
-	HeapTuple	tuple;
-
-	dgen_key_int8(&key, 1, id, BTEqualStrategyNumber);
-	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
-	tuple = dgen_scan_next(scan);
-	if (tuple != NULL)
-		dgen_message_deform(tuple, RelationGetDescr(table->rel), skip, msg);
-	dgen_scan_end(scan);
-	return tuple != NULL;
-}
-
 /* ---------------------------------------------------------------- audit */
 
 /* A dead letter as a document; NULL if nobody is to keep it, or it is gone. */
@@ -227,7 +210,7 @@ dgen_requeue(PG_FUNCTION_ARGS)
 	dgen_check_writable();
 	CommandCounterIncrement();
 	letters = dgen_table_open(DGEN_T_LETTER, RowExclusiveLock);
-	if (find_message(letters, 0, id, &msg))
+	if (dgen_message_find(letters, id, 0, &msg))
 	{
 		DgenAddress address;
 		DgenModule *module = operated_module(msg.server, &address);
@@ -560,7 +543,7 @@ discard_timeout(DgenModule *module, const DgenAddress *address, DgenTable *table
 	bool		done;
 
 	/* under the lease it is replaced by nobody */
-	done = find_message(table, 1, id, &msg) && end_message(module, table, &msg);
+	done = dgen_message_find(table, id, 1, &msg) && end_message(module, table, &msg);
 	if (done)
 	{
 		forget_timeout(server, &msg);
@@ -579,7 +562,7 @@ discard_delayed(int64 id)
 	DgenMessage msg;
 	bool		done = false;
 
-	if (find_message(table, 1, id, &msg))
+	if (dgen_message_find(table, id, 1, &msg))
 	{
 		module = operated_module(msg.server, &address);
 		if (msg.kind == DGEN_KIND_TIMEOUT)
@@ -622,9 +605,9 @@ discard_waiting(DgenTableId where, int64 id)
 	DgenMessage msg;
 	bool		done = false;
 
-	if (find_message(table, 0, id, &msg) && msg.kind == DGEN_KIND_EFFECT)
+	if (dgen_message_find(table, id, 0, &msg) && msg.kind == DGEN_KIND_EFFECT)
 		done = discard_effect(table, &msg);
-	else if (find_message(table, 0, id, &msg))
+	else if (dgen_message_find(table, id, 0, &msg))
 	{
 		module = operated_module(msg.server, &address);
 		dgen_check_not_exit(&msg);
@@ -635,7 +618,7 @@ discard_waiting(DgenTableId where, int64 id)
 			done = true;
 		}
 		/* it may have been handled while we waited for the lease */
-		if (find_message(table, 0, id, &msg) && end_message(module, table, &msg))
+		if (dgen_message_find(table, id, 0, &msg) && end_message(module, table, &msg))
 		{
 			done = true;
 			forget_timeout(server, &msg);
@@ -658,7 +641,7 @@ discard_letter(int64 id)
 	DgenMessage msg;
 	bool		done = false;
 
-	if (find_message(table, 0, id, &msg))
+	if (dgen_message_find(table, id, 0, &msg))
 	{
 		Jsonb	   *before = letter_document(table, id);
 

@@ -117,6 +117,23 @@ dgen_message_deform(HeapTuple tuple, TupleDesc desc, int skip, DgenMessage *msg)
 	msg->message = (Jsonb *) PG_DETOAST_DATUM_COPY(v[17]);
 }
 
+/* The row of a table of messages that has this id, copied; false: there is none. */
+bool
+dgen_message_find(DgenTable *table, int64 id, int skip, DgenMessage *msg)
+{
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+
+	dgen_key_int8(&key, 1, id, BTEqualStrategyNumber);
+	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
+	tuple = dgen_scan_next(scan);
+	if (tuple != NULL)
+		dgen_message_deform(tuple, RelationGetDescr(table->rel), skip, msg);
+	dgen_scan_end(scan);
+	return tuple != NULL;
+}
+
 /* A message to one incarnation is for no other. */
 bool
 dgen_message_is_for(const DgenMessage *msg, const DgenServer *server)

@@ -103,18 +103,10 @@ bool
 dgen_postponed_find(int64 id, DgenMessage *msg)
 {
 	DgenTable  *table = dgen_table_open(DGEN_T_POSTPONED, AccessShareLock);
-	ScanKeyData key;
-	DgenScan   *scan;
-	HeapTuple	tuple;
+	bool		found = dgen_message_find(table, id, 0, msg);
 
-	dgen_key_int8(&key, 1, id, BTEqualStrategyNumber);
-	scan = dgen_scan_begin(table, DGEN_I_PKEY, NULL, 1, &key);
-	tuple = dgen_scan_next(scan);
-	if (tuple != NULL)
-		dgen_message_deform(tuple, RelationGetDescr(table->rel), 0, msg);
-	dgen_scan_end(scan);
 	dgen_table_close(table);
-	return tuple != NULL;
+	return found;
 }
 
 /*
