@@ -155,11 +155,11 @@ class Killer:
             self.cluster.stop("immediate")
             self.cluster.start()
         elif what in self.BY_SQL:
-            self.cluster.psql(self.BY_SQL[what])
+            self.ask(self.BY_SQL[what])
         else:
             kind, number = what.split(" -")
             hit = False
-            end = time.monotonic() + 30
+            end = time.monotonic() + 60
             while not hit and time.monotonic() < end:
                 pids = self.pids_of(kind)
                 try:
@@ -174,9 +174,19 @@ class Killer:
         self.told.append(what)
         self.cluster.wait_ready()
 
+    def ask(self, query):
+        """A column by SQL, as soon as the server has come back from the last kill."""
+        def attempt():
+            try:
+                with self.cluster.connect() as conn:
+                    return [[row[0] for row in conn.execute(query)]]
+            except psycopg.OperationalError:
+                return None
+        return wait_for(attempt, 60, message="%s does not answer" % self.cluster.name)[0]
+
     def pids_of(self, kind):
         if kind == "long":
-            return [int(pid) for pid in self.cluster.psql(self.LONG_WORK).split()]
+            return self.ask(self.LONG_WORK)
         return sorted(self.cluster.processes(self.TITLES[kind]))
 
 
