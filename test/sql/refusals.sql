@@ -133,6 +133,27 @@ CREATE INDEX by_hand ON dgen.name (lower(server));
 SELECT pg_temp.try($$SELECT dgen.unregister('nobody')$$);
 ROLLBACK;
 
+
+--
+-- A reply and a lock
+--
+CREATE SCHEMA hands;
+CREATE FUNCTION hands.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb, OUT noreply boolean, OUT lock boolean) LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM dgen.reply(dgen.from(), '1');
+  noreply := true;
+  lock := true;
+END $$;
+CREATE PROCEDURE hands.handle_locked(kind text, message jsonb, INOUT state jsonb, INOUT reply jsonb) LANGUAGE plpgsql AS 'BEGIN END';
+SELECT dgen.create_module('hands') -> 'created';
+SELECT pg_temp.error($$SELECT dgen.call('hands/1', '1')$$);
+BEGIN;
+DROP INDEX dgen.member_server_idx;
+SELECT pg_temp.try($$SELECT dgen.drop_module('hands', cascade => true)$$);
+ROLLBACK;
+SELECT dgen.drop_module('hands', cascade => true);
+DROP SCHEMA hands CASCADE;
+
 --
 -- Where there is no extension
 --
