@@ -181,7 +181,17 @@ class Load:
         while not stop.is_set():
             getattr(self, self.chance.choice(("call", "call", "cast", "cast", "request", "invoke", "slow",
                                               "child", "job")))()
+            if self.sent % 20 == 0:
+                self.hold_back(stop)
         self.client.close()
+
+    def hold_back(self, stop):
+        """Two workers do the long work: there is to be no more than they can do in the end."""
+        while not stop.is_set():
+            done, waiting = self.client.attempt("SELECT count(*) FROM dgen.message")
+            if not done or waiting < 500:
+                break
+            time.sleep(0.1)
 
     def message(self, op):
         self.sent += 1

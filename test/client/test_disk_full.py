@@ -156,7 +156,7 @@ def test_tables(small_disk, request):
     run(small_disk, request, whole=False)
 
 
-@pytest.mark.seconds(240)
+@pytest.mark.long
 def test_all(small_disk, request):
     """No room for the WAL either: PostgreSQL goes down, and comes back when there is room."""
     run(small_disk, request, whole=True)

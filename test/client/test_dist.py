@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import zipfile
 
@@ -109,8 +110,9 @@ def make(*arguments, cwd=TOP):
 @pytest.fixture
 def unpacked(meta, tmp_path):
     """What make dist has made: one directory, named as PGXN wants."""
-    if subprocess.run(["git", "-C", TOP, "rev-parse", "HEAD"], stdout=subprocess.DEVNULL,
-                      stderr=subprocess.DEVNULL).returncode != 0:
+    if shutil.which("git") is None or subprocess.run(
+            ["git", "-C", TOP, "rev-parse", "HEAD"], stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL).returncode != 0:
         pytest.skip("not a git checkout")
     name = "%s-%s" % (meta["name"], meta["version"])
     make("dist", "DISTDIR=%s" % tmp_path)

@@ -19,7 +19,7 @@ from cluster import PORT, Cluster
 TEST = os.path.join(TOP, "test")
 
 # seconds; each suite's own and, without the long one, of all together
-LIMITS = {"regress": 480, "isolation": 480, "client": 1080, "clients": 1080, "long": 4 * 3600}
+LIMITS = {"regress": 480, "isolation": 480, "client": 1260, "clients": 1080, "long": 4 * 3600}
 LIMIT = 23 * 60
 # instrumented code is slow
 if INSTRUMENT:
