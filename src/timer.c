@@ -39,6 +39,7 @@ enum
 
 /* of dgen.delayed and dgen.message, from 1 */
 #define DELAYED_INCARNATION 15
+#define MESSAGE_ID 1
 #define MESSAGE_INCARNATION 14
 
 /* ---------------------------------------------------------------- rows */
@@ -292,10 +293,11 @@ dgen_timer_ended(DgenModule *module, const DgenMessage *msg)
 
 /*
  * Delete a server's rows in one table that are for this incarnation only.
- * The keeper may have one in hand, and is waited for.
+ * The keeper may have one in hand, and is waited for.  failing: they are
+ * messages that may have failed, and that goes with them.
  */
 static void
-erase_part(DgenTableId id, int index, AttrNumber attno, ScanKey key, int64 incarnation)
+erase_part(DgenTableId id, int index, AttrNumber attno, ScanKey key, int64 incarnation, bool failing)
 {
 	DgenTable  *table = dgen_table_open(id, RowExclusiveLock);
 	DgenScan   *scan = dgen_scan_begin(table, index, NULL, 1, key);
@@ -308,8 +310,13 @@ erase_part(DgenTableId id, int index, AttrNumber attno, ScanKey key, int64 incar
 		Datum		its = heap_getattr(tuple, attno, RelationGetDescr(table->rel), &isnull);
 
 		CHECK_FOR_INTERRUPTS();
-		if (!isnull && DatumGetInt64(its) == incarnation)
-			(void) dgen_table_delete_wait(table, &tid);
+		if (isnull || DatumGetInt64(its) != incarnation)
+			continue;
+		if (failing)
+			dgen_attempt_delete(DatumGetInt64(heap_getattr(tuple, MESSAGE_ID,
+														   RelationGetDescr(table->rel),
+														   &isnull)));
+		(void) dgen_table_delete_wait(table, &tid);
 	}
 	dgen_scan_end(scan);
 	dgen_table_close(table);
@@ -328,13 +335,16 @@ dgen_timer_stop(DgenServer *server, bool forgotten)
 
 	dgen_key_text(&key, 1, server->address);
 	CommandCounterIncrement();
-	erase_part(DGEN_T_TIMER, DGEN_I_PKEY, COL_INCARNATION + 1, &key, server->incarnation);
-	erase_part(DGEN_T_DELAYED, DGEN_I_DELAYED_SERVER, DELAYED_INCARNATION, &key, server->incarnation);
+	erase_part(DGEN_T_TIMER, DGEN_I_PKEY, COL_INCARNATION + 1, &key, server->incarnation, false);
+	erase_part(DGEN_T_DELAYED, DGEN_I_DELAYED_SERVER, DELAYED_INCARNATION, &key, server->incarnation,
+			   false);
 	if (forgotten)
 	{
 		dgen_key_int8(&key, 1, server->hash, BTEqualStrategyNumber);
 		erase_part(DGEN_T_MESSAGE, DGEN_I_MESSAGE_MAILBOX, MESSAGE_INCARNATION, &key,
-				   server->incarnation);
+				   server->incarnation, server->failing);
+		CommandCounterIncrement();
+		dgen_failure_settle(server);
 	}
 	CommandCounterIncrement();
 }

@@ -209,6 +209,12 @@ SELECT dgen.invoke('cont/v', '{"exit": "invoke"}');
 COMMIT;
 SELECT server, message FROM log WHERE kind = 'terminate' AND server IN ('u', 'v');
 SELECT count(*) FROM dgen.servers WHERE server = 'cont/v';
+-- a continue that has failed goes with a server that is not kept, and so do its failures
+SELECT dgen.alter_module('cont', backoff_initial => '1 hour', backoff_max => '1 hour') -> 'created';
+SELECT dgen.cast('cont/w', '{"continue": {"do": "SELECT 1/0"}}') > 0;
+SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.attempt WHERE server = 'cont/w')$$);
+SELECT dgen.stop('cont/w');
+SELECT (SELECT count(*) FROM dgen.attempt WHERE server = 'cont/w') AS attempts, (SELECT count(*) FROM dgen.server WHERE server = 'cont/w') AS servers;
 
 SET client_min_messages = error;
 SELECT dgen.drop_module('cont', cascade => true);
