@@ -455,6 +455,7 @@ typedef struct DgenScan DgenScan;
 extern DgenScan *dgen_scan_begin(DgenTable *table, int index, Snapshot snapshot,
 								 int nkeys, ScanKey keys);
 extern HeapTuple dgen_scan_next(DgenScan *scan);	/* valid until the next call */
+extern bool dgen_scan_visible(DgenScan *scan, Snapshot snapshot);	/* the row that came last */
 extern void dgen_scan_end(DgenScan *scan);
 /* attno counts the columns of the index */
 extern void dgen_key_text(ScanKey key, int attno, const char *value);

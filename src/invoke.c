@@ -97,34 +97,72 @@ would_overtake(const DgenAddress *to, const char *problem, const char *hint)
 			 errhint("%s", hint)));
 }
 
-/* The committed messages of a sender in a mailbox, in order of id. */
+static bool
+is_text(Datum value, const char *s)
+{
+	char	   *its = TextDatumGetCString(value);
+	bool		same = strcmp(its, s) == 0;
+
+	pfree(its);
+	return same;
+}
+
+/* An own message has come to the mailbox, or left it, since the snapshot. */
+static void
+check_mailbox_snapshot(const DgenAddress *to, bool is_there, bool was_there)
+{
+	if (is_there == was_there)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("could not serialize access due to concurrent update"),
+			 errdetail("A message of the same sender to server \"%s\" was %s after this transaction's snapshot was taken.",
+					   to->text, is_there ? "sent" : "handled"),
+			 errhint("The transaction might succeed if retried.")));
+}
+
+/*
+ * The committed messages of a sender in a mailbox, in order of id.
+ *
+ * Where a snapshot holds for the whole transaction it must see these, and no
+ * other.  One that was handled since had to come before this invoke; one that
+ * was sent since is of an activation whose effects the transaction does not
+ * see.  dgen_server_check_snapshot() notices neither if the activation left
+ * its server's state as it was, nor need SSI find anything wrong.  So rows are
+ * read that are there now, or are still there for somebody.
+ */
 static List *
 own_messages(const DgenAddress *to, const char *sender)
 {
 	DgenTable  *table = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
+	bool		check = IsolationUsesXactSnapshot();
 	List	   *own = NIL;
+	SnapshotData all;
 	ScanKeyData key;
 	DgenScan   *scan;
 	HeapTuple	tuple;
 
+	/* what this transaction has handled is gone for its snapshot, too */
+	if (check)
+		CommandCounterIncrement();
+	InitNonVacuumableSnapshot(all, GlobalVisTestFor(table->rel));
 	dgen_key_int8(&key, 1, to->hash, BTEqualStrategyNumber);
-	scan = dgen_scan_begin(table, DGEN_I_MESSAGE_MAILBOX, NULL, 1, &key);
+	scan = dgen_scan_begin(table, DGEN_I_MESSAGE_MAILBOX, check ? &all : NULL, 1, &key);
 	while ((tuple = dgen_scan_next(scan)) != NULL)
 	{
+		TupleDesc	desc = RelationGetDescr(table->rel);
+		bool		is_there = !check || dgen_scan_visible(scan, SnapshotSelf);
+		bool		was_there = check ? dgen_scan_visible(scan, GetTransactionSnapshot()) : is_there;
 		bool		isnull;
-		char	   *its = TextDatumGetCString(heap_getattr(tuple, 11,
-														   RelationGetDescr(table->rel), &isnull));
 
-		if (strcmp(its, sender) == 0)
-		{
-			DgenMessage *msg = palloc(sizeof(DgenMessage));
-
-			dgen_message_deform(tuple, RelationGetDescr(table->rel), 0, msg);
-			if (strcmp(msg->server, to->text) == 0)
-				own = lappend(own, msg);
-		}
-		pfree(its);
 		CHECK_FOR_INTERRUPTS();
+		if ((!is_there && !was_there) ||
+			!is_text(heap_getattr(tuple, 11, desc, &isnull), sender) ||
+			!is_text(heap_getattr(tuple, 9, desc, &isnull), to->text))
+			continue;
+		check_mailbox_snapshot(to, is_there, was_there);
+		own = lappend(own, palloc(sizeof(DgenMessage)));
+		dgen_message_deform(tuple, desc, 0, llast(own));
 	}
 	dgen_scan_end(scan);
 	dgen_table_close(table);

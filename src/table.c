@@ -596,6 +596,13 @@ dgen_scan_next(DgenScan *scan)
 	return ExecFetchSlotHeapTuple(scan->slot, false, &should_free);
 }
 
+/* Does a snapshot, another than the scan's, see the row that came last? Takes no predicate lock. */
+bool
+dgen_scan_visible(DgenScan *scan, Snapshot snapshot)
+{
+	return table_tuple_satisfies_snapshot(scan->desc->heapRelation, scan->slot, snapshot);
+}
+
 void
 dgen_scan_end(DgenScan *scan)
 {
