@@ -456,6 +456,8 @@ extern DgenScan *dgen_scan_begin(DgenTable *table, int index, Snapshot snapshot,
 								 int nkeys, ScanKey keys);
 extern HeapTuple dgen_scan_next(DgenScan *scan);	/* valid until the next call */
 extern bool dgen_scan_visible(DgenScan *scan, Snapshot snapshot);	/* the row that came last */
+/* who made that version of the row, and who replaced or deleted it, or 0 */
+extern void dgen_scan_writers(DgenScan *scan, TransactionId *xmin, TransactionId *xmax);
 extern void dgen_scan_end(DgenScan *scan);
 /* attno counts the columns of the index */
 extern void dgen_key_text(ScanKey key, int attno, const char *value);
@@ -965,7 +967,8 @@ extern int64 dgen_server_lock_id(DgenTable *table, const char *address);	/* with
 extern void dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck);
 /* the same after activations, and tells SSI what they have only read */
 extern void dgen_server_settle(DgenTable *table, DgenServer *server, Snapshot crosscheck);
-extern void dgen_state_lock_read(Relation servers, int64 hash, Snapshot snapshot);
+/* the state of a server was read, or is about to be, as an MVCC snapshot sees it */
+extern void dgen_state_note_read(DgenTable *servers, const char *address, int64 hash, Snapshot snapshot);
 /* makes a version of what has changed; dgen_server_write() does it, too */
 extern void dgen_server_count(DgenServer *server);
 /* all of a row but the state; false if there is none */

@@ -23,6 +23,7 @@
 
 #include "access/htup_details.h"
 #include "access/skey.h"
+#include "access/subtrans.h"
 #include "access/tableam.h"
 #include "access/transam.h"
 #include "executor/tuptable.h"
@@ -289,9 +290,9 @@ state_place(int64 hash, ItemPointer place)
 	ItemPointerSet(place, Min(block, MaxBlockNumber), FirstOffsetNumber);
 }
 
-/* A state has been read; snapshot: an MVCC one.  Nothing unless SERIALIZABLE. */
-void
-dgen_state_lock_read(Relation servers, int64 hash, Snapshot snapshot)
+/* Whoever writes the state from now on meets this.  Nothing unless SERIALIZABLE. */
+static void
+lock_read(Relation servers, int64 hash, Snapshot snapshot)
 {
 	ItemPointerData place;
 
@@ -299,7 +300,59 @@ dgen_state_lock_read(Relation servers, int64 hash, Snapshot snapshot)
 	PredicateLockTID(servers, &place, snapshot, InvalidTransactionId);
 }
 
-/* A row is about to be written; may raise 40001. */
+/* A writer that the snapshot does not see is a conflict, if SSI watches it. */
+static void
+check_writer(Relation servers, TransactionId xid, Snapshot snapshot)
+{
+	if (!TransactionIdIsNormal(xid) || TransactionIdPrecedes(xid, TransactionXmin))
+		return;
+	xid = SubTransGetTopmostTransaction(xid);
+	if (!TransactionIdPrecedes(xid, TransactionXmin))
+		CheckForSerializableConflictOut(servers, xid, snapshot);
+}
+
+/*
+ * Tell SSI of who has written the state since.  The read of the row does that
+ * for the next version only, and that may be the work of a transaction that
+ * SSI does not watch: then those after it would be missed.
+ */
+static void
+check_writers(DgenTable *table, const char *address, Snapshot snapshot)
+{
+	SnapshotData all;
+	ScanKeyData key;
+	DgenScan   *scan;
+
+	if (!CheckForSerializableConflictOutNeeded(table->rel, snapshot))
+		return;
+	InitNonVacuumableSnapshot(all, GlobalVisTestFor(table->rel));
+	dgen_key_text(&key, 1, address);
+	scan = dgen_scan_begin(table, DGEN_I_PKEY, &all, 1, &key);
+	while (dgen_scan_next(scan) != NULL)
+	{
+		TransactionId xmin;
+		TransactionId xmax;
+
+		CHECK_FOR_INTERRUPTS();
+		dgen_scan_writers(scan, &xmin, &xmax);
+		check_writer(table->rel, xmin, snapshot);
+		check_writer(table->rel, xmax, snapshot);
+	}
+	dgen_scan_end(scan);
+}
+
+/*
+ * See dgen.h; nothing unless SERIALIZABLE.  First the lock: a writer looks for
+ * it after it has written, so one of the two meets the other.
+ */
+void
+dgen_state_note_read(DgenTable *servers, const char *address, int64 hash, Snapshot snapshot)
+{
+	lock_read(servers->rel, hash, snapshot);
+	check_writers(servers, address, snapshot);
+}
+
+/* A row was written; may raise 40001. */
 static void
 check_readers(Relation servers, int64 hash)
 {
@@ -319,7 +372,7 @@ dgen_server_read(DgenTable *table, const char *address, int64 hash, Snapshot sna
 	DgenServer *server = palloc0(sizeof(DgenServer));
 
 	if (snapshot != NULL)
-		dgen_state_lock_read(table->rel, hash, snapshot);
+		dgen_state_note_read(table, address, hash, snapshot);
 	if (cached != NULL && cache_is_current(table, cached, snapshot ? snapshot : SnapshotSelf))
 	{
 		*server = *cached;
@@ -491,12 +544,12 @@ dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck)
 	if (!server->dirty)
 		return;
 	server->dirty = false;
-	check_readers(table->rel, server->hash);
 	dgen_tombstone_write(server);
 	dgen_server_count(server);
 	if (server->erased)
 	{
 		erase_row(table, server);
+		check_readers(table->rel, server->hash);
 		return;
 	}
 
@@ -513,6 +566,7 @@ dgen_server_write(DgenTable *table, DgenServer *server, Snapshot crosscheck)
 	}
 	else
 		dgen_table_insert(table, values, nulls, &server->tid);
+	check_readers(table->rel, server->hash);
 	server->exists = true;
 	server->recent = true;
 	server->xmin = GetCurrentTransactionId();
@@ -531,7 +585,7 @@ dgen_server_settle(DgenTable *table, DgenServer *server, Snapshot crosscheck)
 	if (server->dirty)
 		dgen_server_write(table, server, crosscheck);
 	else if (server->read && server->exists && !server->recent)
-		dgen_state_lock_read(table->rel, server->hash, GetTransactionSnapshot());
+		lock_read(table->rel, server->hash, GetTransactionSnapshot());
 }
 
 static Jsonb *

@@ -32,7 +32,9 @@
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "executor/tuptable.h"
 #include "nodes/execnodes.h"
+#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
@@ -601,6 +603,20 @@ bool
 dgen_scan_visible(DgenScan *scan, Snapshot snapshot)
 {
 	return table_tuple_satisfies_snapshot(scan->desc->heapRelation, scan->slot, snapshot);
+}
+
+void
+dgen_scan_writers(DgenScan *scan, TransactionId *xmin, TransactionId *xmax)
+{
+	Buffer		buffer = ((BufferHeapTupleTableSlot *) scan->slot)->buffer;
+	HeapTupleHeader tuple = ((HeapTupleTableSlot *) scan->slot)->tuple->t_data;
+
+	/* xmax and what it means change together */
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	*xmin = HeapTupleHeaderGetXmin(tuple);
+	*xmax = (tuple->t_infomask & HEAP_XMAX_INVALID) || HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask) ?
+		InvalidTransactionId : HeapTupleHeaderGetUpdateXid(tuple);
+	LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
 }
 
 void

@@ -223,15 +223,15 @@ masked(FunctionCallInfo fcinfo, DgenCallbackKind kind)
 
 /* To SERIALIZABLE it is a state that is read, as by dgen.state(). */
 static void
-lock_state(const text *server)
+note_read(const text *server)
 {
 	DgenTable  *table;
 
 	if (!IsolationIsSerializable())
 		return;
 	table = dgen_table_open(DGEN_T_SERVER, AccessShareLock);
-	dgen_state_lock_read(table->rel, dgen_address_hash(VARDATA_ANY(server), VARSIZE_ANY_EXHDR(server)),
-						 GetActiveSnapshot());
+	dgen_state_note_read(table, text_to_cstring(server),
+						 dgen_address_hash(VARDATA_ANY(server), VARSIZE_ANY_EXHDR(server)), GetActiveSnapshot());
 	dgen_table_close(table);
 }
 
@@ -248,7 +248,7 @@ dgen_masked_state(PG_FUNCTION_ARGS)
 	if (server == NULL || PG_ARGISNULL(1) || PG_ARGISNULL(2) || PG_ARGISNULL(3) ||
 		!may_read(fcinfo->flinfo, VARDATA_ANY(server), VARSIZE_ANY_EXHDR(server)))
 		PG_RETURN_NULL();
-	lock_state(server);
+	note_read(server);
 	if (PG_GETARG_INT64(2) < PG_GETARG_INT64(3))
 		fcinfo->args[1].value =
 			JsonbPGetDatum(dgen_state_merge(text_to_cstring(server), PG_GETARG_JSONB_P(1),
