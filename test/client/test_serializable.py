@@ -25,7 +25,8 @@ LISTS = """
 CREATE TABLE cell (key text PRIMARY KEY, list jsonb NOT NULL);
 CREATE SEQUENCE step;
 CREATE TABLE done (txn int, began bigint, ended bigint DEFAULT nextval('step'),
-                   xid xid8 DEFAULT pg_current_xact_id(), did jsonb);
+                   xid xid8 DEFAULT pg_current_xact_id(), snapshot pg_snapshot DEFAULT pg_current_snapshot(),
+                   pid int DEFAULT pg_backend_pid(), did jsonb);
 CREATE SCHEMA lists;
 CREATE FUNCTION lists.init(args jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT '{"l": []}'::jsonb $$;
 CREATE FUNCTION lists.did(what text, key text, value jsonb, how text = NULL) RETURNS jsonb LANGUAGE sql AS $$
@@ -235,6 +236,8 @@ class Planner:
             if op[0] == "cast":
                 id = op[2]["txn"]
                 self.run.parent[id] = parent
+                self.run.transactions[id].about.append("cast %s lane %d by server %s in T%d" % (
+                    op[1], op[3], server, parent))
                 note((server, parent, op[1], op[3], id))
                 self.note_casts(op[1], id, op[2]["ops"])
             elif op[0] == "call":
@@ -251,6 +254,7 @@ class Session:
         self.chance = random.Random("%d %d" % (run.seed, number))
         self.planner = Planner(run, self.chance)
         self.client = Client(cluster)
+        self.connections = 0
         self.last = {}                  # mailbox: what this connection sent to it last
 
     def work(self):
@@ -274,6 +278,7 @@ class Session:
                 if self.chance.random() < 0.1:
                     conn.execute("SET dgen.drop_doorbells = on")
                 self.client.conn = conn
+                self.connections += 1
             return True, value(self.client.conn, query, *parameters)
         except psycopg.Error as e:
             if e.sqlstate in REFUSED:
@@ -291,6 +296,11 @@ class Session:
         return self.chance.choice(self.run.servers)
 
     # --- what is sent to one server
+
+    def about(self, t, what, *more):
+        """What explains an anomaly that it may be in."""
+        t.about.append(" ".join(map(str, (what, *more, "by connection", self.connections, "of client", self.number,
+                                          "at %.4f to %.4f" % (t.begin, time.monotonic())))))
 
     def sends(self, t, server, lane, begin, end):
         """It has its place in a mailbox: behind what this client sent, or anybody."""
@@ -312,6 +322,7 @@ class Session:
         server = self.server()
         t, message = self.planner.message(server, begin=time.monotonic())
         sent = self.execute("SELECT dgen.call(%s, %s::jsonb, '20 s')", server, json.dumps(message))
+        self.about(t, "call", server)
         if self.ended(t, sent):
             self.sends(t, server, 0, t.begin, None)
 
@@ -325,6 +336,7 @@ class Session:
             if sent[0]:
                 break
             time.sleep(0.01)
+        self.about(t, "call with a key", server)
         self.ended(t, sent)
 
     def cast(self):
@@ -342,6 +354,7 @@ class Session:
             if done:
                 break
             time.sleep(0.05)
+        self.about(t, "cast with a key", server)
         t.expected = "ok" if done else "unknown"
         if done:
             # it may have its place by an earlier attempt
@@ -359,8 +372,9 @@ class Session:
             self.transaction(server)
 
     def send_cast(self, t, server, lane, message):
-        done, _ = self.execute("SELECT dgen.cast(%s, %s::jsonb, priority => %s)",
-                               server, json.dumps(message), lane)
+        done, id = self.execute("SELECT dgen.cast(%s, %s::jsonb, priority => %s)",
+                                server, json.dumps(message), lane)
+        self.about(t, "cast", server, "lane", lane, "id", id)
         t.expected = {True: "ok", False: "failed", None: "unknown"}[done]
         if done:
             self.sends(t, server, lane, t.begin, time.monotonic())
@@ -369,6 +383,7 @@ class Session:
         server = self.server()
         t, message = self.planner.message(server, begin=time.monotonic())
         done, id = self.execute("SELECT dgen.send_request(%s, %s::jsonb)", server, json.dumps(message))
+        self.about(t, "request", server, "id", id)
         t.expected = {True: "ok", False: "failed", None: "unknown"}[done]
         if not done:
             return
@@ -403,6 +418,7 @@ class Session:
         end = time.monotonic()
         for t, server, lane, at in sent:
             t.expected = {True: "ok", False: "failed", None: "unknown"}[done]
+            self.about(t, "cast in a transaction", server, "lane", lane, how)
             if done:
                 self.sends(t, server, lane, at, end)
         self.run.together.append([t.id for t, *_ in sent])
@@ -440,6 +456,7 @@ class Session:
             self.execute("ROLLBACK")
             return
         done, _ = self.execute("COMMIT")
+        self.about(t, "transaction, invoked", *invoked)
         if self.ended(t, (done, did)):
             # behind this session's own casts, whoever's else it passes
             for server in invoked:
@@ -488,6 +505,7 @@ class Session:
         t = self.run.new(begin=time.monotonic(), expected="unknown", snapshot=True)
         done, lists = self.execute("SELECT jsonb_build_array(%s)" % ", ".join(READS[kind] for kind, _ in reads),
                                    *[key for _, key in reads])
+        self.about(t, "query")
         if done:
             t.expected, t.end = "ok", time.monotonic()
             t.records = [[("read", key, l, kind) for (kind, key), l in zip(reads, lists)]]
@@ -505,6 +523,7 @@ class Session:
             done, _ = self.execute("COMMIT")
         else:
             self.execute("ROLLBACK")
+        self.about(t, "transaction")
         if done:
             t.expected, t.end, t.records = "ok", time.monotonic(), [did]
 
@@ -562,15 +581,17 @@ def orders_of_handlers(run, committed, final):
 # Who invokes a server handles his own messages to it first, in the middle of what he does.
 DONE = """
 SELECT d.txn, d.did, (SELECT o.txn FROM done o WHERE o.xid = d.xid AND o.began < d.began AND o.ended > d.ended
-                      ORDER BY o.began DESC LIMIT 1)
+                      ORDER BY o.began DESC LIMIT 1),
+       format('steps %s to %s of transaction %s in process %s with snapshot %s', began, ended, xid, pid, snapshot)
 FROM done d"""
 
 
 def anomalies_of(conn, run):
     records = collections.defaultdict(list)
-    for txn, did, within in conn.execute(DONE).fetchall():
+    for txn, did, within, about in conn.execute(DONE).fetchall():
         records[txn].append([tuple(op) for op in did])
         run.transactions[txn].within = within
+        run.transactions[txn].about.append(about)
     final = {s: value(conn, "SELECT dgen.state(%s)->'l'", s) for s in run.servers}
     final.update(conn.execute("SELECT key, list FROM cell").fetchall())
     all = run.transactions

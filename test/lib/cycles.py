@@ -40,11 +40,13 @@ class Transaction:
     ('append', key, element) and ('read', key, list), in order; what follows says
     how, and as the last, where it is part of another, its place among what that did.
     begin, end: when it was asked for, and acknowledged, or None.
-    within: the transaction in the middle of which, and as part of which, it ran."""
+    within: the transaction in the middle of which, and as part of which, it ran.
+    about: what else may explain an anomaly, for who reads of it."""
 
     def __init__(self, id, expected="ok", records=(), begin=None, end=None, snapshot=False, within=None):
         self.id = id
         self.within = within
+        self.about = []
         self.expected = expected
         self.records = list(records)
         self.begin = begin
@@ -226,13 +228,14 @@ class History:
         for edges in (self.data_edges(), self.order_edges()):
             # of several edges between two, the one that says least
             for a, b, kind in sorted(edges, key=lambda e: DATA.index(e[2]) if e[2] in DATA else 3):
+                of = a, b
                 a, b = self.root(a), self.root(b)
                 if a == b or not is_in(a) or not is_in(b):
                     continue
                 if snapshots and kind == "rw" and not self.all[a].snapshot:
                     continue
                 if not graph.has_edge(a, b):
-                    graph.add_edge(a, b, kind=kind)
+                    graph.add_edge(a, b, kind=kind, of=of)
         return graph
 
     def check_cycles(self):
@@ -262,13 +265,25 @@ class History:
         raise AssertionError("a cycle that none of the names is for")
 
     def tell_cycle(self, name, part, cycle):
-        kinds = [part.edges[a, b]["kind"] for a, b in zip(cycle, cycle[1:] + cycle[:1])]
+        edges = [part.edges[a, b] for a, b in zip(cycle, cycle[1:] + cycle[:1])]
+        kinds = [edge["kind"] for edge in edges]
         shown = []
         for node, kind in zip(cycle, kinds):
             if not isinstance(node, tuple):
                 shown.append("%s -%s->" % (self.all[node], kind))
         ids = [node for node in cycle if not isinstance(node, tuple)]
-        self.tell(self.common_name(name, ids, kinds), " ".join(shown) + " the first", *ids)
+        text = " ".join(shown) + " the first"
+        # the edges may be of what ran within these
+        ends = [end for edge in edges for end in edge["of"] if not isinstance(end, tuple)]
+        for id in dict.fromkeys(ids + ends):
+            text += self.explained(self.all[id])
+        self.tell(self.common_name(name, ids, kinds), text, *ids)
+
+    def explained(self, t):
+        if t.within is None and not t.about:
+            return ""
+        within = " within T%s" % t.within if t.within is not None else ""
+        return "\n    %s%s: %s" % (t, within, ", ".join(t.about))
 
     def common_name(self, name, ids, kinds):
         if name == "G2" and len(ids) == 2:
