@@ -439,7 +439,10 @@ class Session:
         hopeless = self.chance.random() < 0.15
         if not self.execute("BEGIN ISOLATION LEVEL SERIALIZABLE")[0]:
             return
-        began = self.execute("SELECT nextval('step')")[1]
+        done, began = self.execute("SELECT nextval('step')")
+        if not done:
+            self.execute("ROLLBACK")
+            return
         invoked = []
         for _ in range(self.chance.randrange(1, 4)):
             op, aborted = self.step(t, hopeless, first)
