@@ -169,7 +169,7 @@ class Load:
         self.number = number
         self.chance = random.Random(seed * 1000 + number)
         self.sent = 0
-        self.acknowledged = []      # (server, token, amount, ordered)
+        self.acknowledged = []      # (server, token, amount, ordered, how)
         self.unknown = set()
         self.refused = set()
         self.expected = {}          # token: steps after the base one
@@ -204,7 +204,7 @@ class Load:
     def note(self, how, server, token, amount, done, why, ordered=True):
         if done:
             self.counts[how] += 1
-            self.acknowledged.append((server, token, amount, ordered))
+            self.acknowledged.append((server, token, amount, ordered, how))
             return
         self.failures[why] += 1
         (self.refused if why == "OT001" else self.unknown).add(token)
@@ -303,7 +303,7 @@ def check(conn, loads):
     assert value(conn, "SELECT count(*) FROM dgen.dead_letters WHERE server NOT LIKE 'child/%'") == 0
     known = set()
     for load in loads:
-        for _, token, _, _ in load.acknowledged:
+        for _, token, _, _, _ in load.acknowledged:
             assert token in place or token in letters, "acknowledged and lost: %s" % token
         for token in load.refused:
             assert token not in steps, "OT001, and yet done: %s" % token
@@ -312,13 +312,15 @@ def check(conn, loads):
             if token in steps:
                 assert sorted(steps[token]) == sorted(["base"] + expected), (token, steps[token], expected)
         last = {}
-        for server, token, amount, ordered in load.acknowledged:
+        for server, token, amount, ordered, how in load.acknowledged:
             if token not in place:
                 continue
             assert rows[place[token]][2:] == (server, amount)
             if ordered:
-                assert place[token] > last.get(server, -1), "out of order: %s" % token
-                last[server] = place[token]
+                before = last.get(server, (-1, None))
+                assert place[token] > before[0], "out of order: %s %s, %s: %s" % (
+                    how, token, before[1], rows[place[token]:before[0] + 1])
+                last[server] = (place[token], "after %s %s" % (how, token))
     assert steps.keys() <= known, "from nowhere: %s" % list(steps.keys() - known)[:10]
     for module in ("all_of", "slow"):
         for number in range(SERVERS):
