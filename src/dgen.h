@@ -423,7 +423,7 @@ extern bool dgen_extension_present(void);
 extern Oid	dgen_schema(void);	/* or InvalidOid */
 extern Oid	dgen_table_oid(DgenTableId id); /* raises OT017 without the extension */
 extern Relation dgen_relation_open(DgenTableId id, LOCKMODE lockmode);
-extern Oid	dgen_sequence_oid(const char *name);
+extern Oid	dgen_sequence_oid(const char *name); /* the same; locks it */
 extern Oid	dgen_extension_owner(void);
 
 /* version.c */

@@ -238,7 +238,7 @@ dgen_call_place(bool *is_id)
 	if (next != 0)
 		return *is_id ? next : next - 1;
 
-	seq = relation_open(dgen_sequence_oid("message_id"), AccessShareLock);
+	seq = relation_open(dgen_sequence_oid("message_id"), NoLock);
 	buffer = ReadBuffer(seq, 0);
 	LockBuffer(buffer, BUFFER_LOCK_SHARE);
 	tuple.t_data = (HeapTupleHeader) PageGetItem(BufferGetPage(buffer),

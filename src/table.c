@@ -219,15 +219,28 @@ dgen_table_oid(DgenTableId id)
 	return table_oids[id];
 }
 
+/*
+ * A sequence, locked until the transaction ends: while we waited for the lock
+ * the extension may have been dropped, and another made, see
+ * dgen_relation_open().
+ */
 Oid
 dgen_sequence_oid(const char *name)
 {
-	Oid			schema = dgen_schema();
-	Oid			oid = OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
+	for (;;)
+	{
+		Oid			schema = dgen_schema();
+		Oid			oid = OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
+		Relation	rel;
 
-	if (!OidIsValid(oid))
-		no_extension();
-	return oid;
+		if (!OidIsValid(oid))
+			no_extension();
+		rel = try_relation_open(oid, AccessShareLock);
+		if (rel == NULL)
+			continue;
+		relation_close(rel, NoLock);
+		return oid;
+	}
 }
 
 /* A superuser: the control file demands one. */

@@ -32,7 +32,7 @@ enum
 bool
 dgen_tombstones_exist(void)
 {
-	Relation	rel = table_open(dgen_table_oid(DGEN_T_TOMBSTONE), AccessShareLock);
+	Relation	rel = dgen_relation_open(DGEN_T_TOMBSTONE, AccessShareLock);
 	bool		exist = RelationGetNumberOfBlocks(rel) > 0;
 
 	table_close(rel, NoLock);
