@@ -198,6 +198,7 @@ class Client:
         self.cluster = cluster
         self.lost = lost
         self.conn = None
+        self.session = 0            # how many there were
 
     def close(self):
         if self.conn is not None:
@@ -213,6 +214,7 @@ class Client:
         try:
             if self.conn is None:
                 self.conn = self.cluster.connect()
+                self.session += 1
                 self.conn.execute("SET client_min_messages = error")
             return True, value(self.conn, query, *parameters)
         except psycopg.Error as e:

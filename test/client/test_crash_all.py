@@ -19,7 +19,8 @@ CLIENTS = 6
 # under the token, step by step, each in the transaction that does it.
 MODULE = """
 CREATE EXTENSION dgen;
-CREATE TABLE effect (seq bigserial, token text, step text, server text, amount int);
+CREATE TABLE effect (seq bigserial, token text, step text, server text, amount int,
+                     xact text DEFAULT pg_current_xact_id()::text);
 CREATE FUNCTION note(token jsonb, step text, amount jsonb DEFAULT '0') RETURNS void LANGUAGE sql AS $$
     INSERT INTO public.effect (token, step, server, amount)
         VALUES (token #>> '{}', step, dgen.self(), (amount #>> '{}')::int) $$;
@@ -169,7 +170,7 @@ class Load:
         self.number = number
         self.chance = random.Random(seed * 1000 + number)
         self.sent = 0
-        self.acknowledged = []      # (server, token, amount, ordered, how)
+        self.acknowledged = []      # (server, token, amount, ordered, how, session)
         self.unknown = set()
         self.refused = set()
         self.expected = {}          # token: steps after the base one
@@ -204,7 +205,7 @@ class Load:
     def note(self, how, server, token, amount, done, why, ordered=True):
         if done:
             self.counts[how] += 1
-            self.acknowledged.append((server, token, amount, ordered, how))
+            self.acknowledged.append((server, token, amount, ordered, how, self.client.session))
             return
         self.failures[why] += 1
         (self.refused if why == "OT001" else self.unknown).add(token)
@@ -292,10 +293,11 @@ def work(cluster, stop):
 
 
 def check(conn, loads):
-    rows = conn.execute("SELECT token, step, server, amount FROM effect ORDER BY seq").fetchall()
+    rows = conn.execute("SELECT token, step, server, amount, xact FROM effect ORDER BY seq").fetchall()
+    invokes = {xact for _, step, _, _, xact in rows if step == "client"}
     steps = collections.defaultdict(list)
     place = {}
-    for i, (token, step, _, _) in enumerate(rows):
+    for i, (token, step, _, _, _) in enumerate(rows):
         steps[token].append(step)
         if step == "base":
             place.setdefault(token, i)
@@ -303,7 +305,7 @@ def check(conn, loads):
     assert value(conn, "SELECT count(*) FROM dgen.dead_letters WHERE server NOT LIKE 'child/%'") == 0
     known = set()
     for load in loads:
-        for _, token, _, _, _ in load.acknowledged:
+        for _, token, *_ in load.acknowledged:
             assert token in place or token in letters, "acknowledged and lost: %s" % token
         for token in load.refused:
             assert token not in steps, "OT001, and yet done: %s" % token
@@ -312,20 +314,25 @@ def check(conn, loads):
             if token in steps:
                 assert sorted(steps[token]) == sorted(["base"] + expected), (token, steps[token], expected)
         last = {}
-        for server, token, amount, ordered, how in load.acknowledged:
+        for server, token, amount, ordered, how, session in load.acknowledged:
             if token not in place:
                 continue
-            assert rows[place[token]][2:] == (server, amount)
+            assert rows[place[token]][2:4] == (server, amount)
             if ordered:
-                before = last.get(server, (-1, None))
+                # a session is a sender: what an invoke handles first is its own session's,
+                # and passes what the client sent when it was connected before
+                of_whom = (server, session) if rows[place[token]][4] in invokes else server
+                before = last.get(of_whom, (-1, None))
                 assert place[token] > before[0], "out of order: %s %s, %s: %s" % (
                     how, token, before[1], rows[place[token]:before[0] + 1])
-                last[server] = (place[token], "after %s %s" % (how, token))
+                here = (place[token], "after %s %s" % (how, token))
+                last[server] = max(last.get(server, here), here)
+                last[server, session] = here
     assert steps.keys() <= known, "from nowhere: %s" % list(steps.keys() - known)[:10]
     for module in ("all_of", "slow"):
         for number in range(SERVERS):
             server = "%s/%d" % (module, number)
-            of_it = [amount for _, step, s, amount in rows if s == server and step == "base"]
+            of_it = [amount for _, step, s, amount, _ in rows if s == server and step == "base"]
             state = value(conn, "SELECT dgen.state(%s)", server)
             assert (state["n"], state["sum"]) == (len(of_it), sum(of_it)), server
     for load in loads:
