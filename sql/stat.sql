@@ -337,7 +337,9 @@ CREATE VIEW dgen.stat_database WITH (security_barrier) AS
 				SELECT age(transaction), prepared, NULL, 'prepared transaction ' || gid
 				FROM pg_catalog.pg_prepared_xacts WHERE database = current_database()
 			) x
-			WHERE x.age IS NOT NULL ORDER BY x.age DESC, x.since LIMIT 1) h ON true
+			WHERE x.age IS NOT NULL
+			-- of those as old, who is no session comes first: sessions see what it holds, and go
+			ORDER BY x.age DESC, x.pid IS NOT NULL, x.since LIMIT 1) h ON true
 	WHERE dgen.may_monitor(NULL);
 COMMENT ON VIEW dgen.stat_database IS
 'this database as a whole, in one row; for its owner and members of pg_read_all_stats';

@@ -330,10 +330,6 @@ check_not_self(const DgenAddress *to)
 static void
 check_may_wait(DgenModule *module, const DgenAddress *to)
 {
-	if (IsInParallelMode() || IsParallelWorker())
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
-				 errmsg("dgen.call() cannot be used in a parallel operation")));
 	if (module->uncommitted)
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_WOULD_OVERTAKE),

@@ -133,7 +133,7 @@ def run(place, request, whole):
         if whole:
             assert all("No space left" in line for line in panics), panics
         else:
-            assert failures[DISK_FULL] > 20
+            assert failures[DISK_FULL] > 0
             assert not c.crashes(), c.crashes()
     finally:
         c.destroy()

@@ -214,6 +214,8 @@ BEGIN;
 SELECT dgen.invoke('figures/held', '{}');
 PREPARE TRANSACTION 'figures_held';
 SELECT count(*) FROM (SELECT dgen.cast('figures/p', '{"once": true}') FROM generate_series(1, 3)) x;
+-- others may have begun before it
+SELECT pg_temp.until($$(SELECT snapshot_holder LIKE 'prepared%' FROM dgen.stat_database)$$);
 SELECT snapshot_holder, snapshot_pid, snapshot_since < clock_timestamp() AS since
 FROM dgen.stat_database WHERE snapshot_holder LIKE 'prepared%';
 ROLLBACK PREPARED 'figures_held';
