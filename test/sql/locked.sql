@@ -155,6 +155,8 @@ TRUNCATE locked.log;
 SELECT dgen.alter_module('locked', max_attempts => 1) -> 'created';
 SELECT dgen.abort('locked/f'), dgen.release('locked/f');
 SELECT dgen.cast('locked/f', '{"n": 13, "work": ["SELECT pg_sleep(600)"]}') > 0;
+-- not its handler, before that
+SELECT pg_temp.until($$EXISTS (SELECT FROM pg_stat_activity WHERE query = 'dgen: locked/f handle_locked' AND wait_event = 'PgSleep')$$);
 SELECT pg_temp.until($$dgen.abort('locked/f')$$);
 SELECT dgen.wait_idle('locked/f');
 SELECT sqlstate, error ->> 'message' AS message, error ->> 'detail' AS detail FROM dgen.dead_letters;
