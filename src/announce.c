@@ -114,9 +114,11 @@ add_note(const DgenServer *server, SubTransactionId subid)
 
 	if (nnotes == notes_size)
 	{
-		notes_size = notes_size == 0 ? 16 : notes_size * 2;
-		notes = notes == NULL ? palloc(notes_size * sizeof(Note)) :
-			repalloc(notes, notes_size * sizeof(Note));
+		int			size = notes_size == 0 ? 16 : notes_size * 2;
+
+		/* the size last: were there no memory, an error might be caught */
+		notes = notes == NULL ? palloc(size * sizeof(Note)) : repalloc(notes, size * sizeof(Note));
+		notes_size = size;
 	}
 	note = &notes[nnotes];
 	note->subid = subid;

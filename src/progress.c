@@ -62,6 +62,7 @@ void
 dgen_progress_begin(DgenCommand command, const DgenModule *module, bool commits_on_its_way)
 {
 	Progress   *mine = &progress[MyProcIndex];
+	TimestampTz now = GetCurrentTimestamp();
 
 	if (depth++ > 0)
 		return;
@@ -72,7 +73,7 @@ dgen_progress_begin(DgenCommand command, const DgenModule *module, bool commits_
 	mine->command = command;
 	mine->module_id = module->id;
 	mine->dry_run = false;
-	mine->started_at = GetCurrentTimestamp();
+	mine->started_at = now;
 	mine->total = mine->done = mine->failed = 0;
 	mine->pid = MyProcPid;
 	SpinLockRelease(&mine->lock);
