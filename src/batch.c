@@ -4,7 +4,7 @@
  *	  One batch of a worker: ready servers in, one commit out.
  *
  *	  take leases and read the cut (cut.c), run the activations (run.c),
- *	  write the states, commit; in the commit callback the replies are shown.
+ *	  write the states, commit; behind it the replies are shown.
  *
  * There are no subtransactions.  When an item fails, the transaction aborts;
  * the items before it are run again and committed, then the one that failed
@@ -160,15 +160,15 @@ dgen_batch_in_doubt(void)
 }
 
 /*
- * Runs in the worker when its transaction has become visible.  Must not
- * raise: it flips shared states and sets latches.
+ * Runs in the worker when its transaction has committed.  Must not raise: it
+ * flips shared states and sets latches.
  */
 void
-dgen_batch_xact_callback(XactEvent event)
+dgen_batch_answer_callers(void)
 {
 	bool		in_doubt;
 
-	if (active == NULL || event != XACT_EVENT_COMMIT)
+	if (active == NULL)
 		return;
 	in_doubt = commit_in_doubt(cancels_before_commit);
 	for (int i = 0; i < active->nfinish; i++)

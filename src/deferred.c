@@ -42,6 +42,7 @@ typedef struct Change
 	DgenCallState then;			/* what the commit makes of it */
 	uint64		call_id;
 	Jsonb	   *reply;			/* of one that has no place yet */
+	dsa_pointer answered;		/* the call that the commit has answered */
 	SubTransactionId subid;
 } Change;
 
@@ -73,6 +74,7 @@ add_change(int place, bool claimed, uint64 call_id, DgenCallState then, Jsonb *r
 	c->then = then;
 	c->call_id = call_id;
 	c->reply = NULL;
+	c->answered = InvalidDsaPointer;
 	if (reply != NULL)
 	{
 		c->reply = palloc(VARSIZE(reply));
@@ -611,13 +613,7 @@ commit_change(Change *c)
 		return;
 	call = dsa_get_address(dgen_dsa(), self);
 	if (c->then == DGEN_CALL_DONE)
-	{
-		clear_place(c->place);
-		if (dgen_batch_in_doubt())
-			call->result = DGEN_CALL_UNKNOWN;
-		dgen_call_finish(call);
-		dgen_call_unref(call, self);
-	}
+		c->answered = clear_place(c->place);
 	else if (c->claimed)
 		wait_again(d, call, c->then, c->kept);
 	else
@@ -643,6 +639,29 @@ dgen_deferred_xact_callback(XactEvent event)
 			commit_change(lfirst(lc));
 		else
 			undo_change(lfirst(lc));
+	}
+	if (event != XACT_EVENT_COMMIT)
+		changes = NIL;
+}
+
+/* Behind a commit: show the replies.  Raises nothing. */
+void
+dgen_deferred_answer_callers(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, changes)
+	{
+		dsa_pointer self = ((Change *) lfirst(lc))->answered;
+		DgenCall   *call;
+
+		if (self == InvalidDsaPointer)
+			continue;
+		call = dsa_get_address(dgen_dsa(), self);
+		if (dgen_batch_in_doubt())
+			call->result = DGEN_CALL_UNKNOWN;
+		dgen_call_finish(call);
+		dgen_call_unref(call, self);
 	}
 	changes = NIL;
 }

@@ -35,7 +35,6 @@ xact_callback(XactEvent event, void *arg)
 	dgen_statistics_xact_callback(event);
 	dgen_stat_xact_callback(event);
 	dgen_progress_xact_callback(event);
-	dgen_batch_xact_callback(event);
 	dgen_deferred_xact_callback(event);
 	dgen_external_xact_callback(event);
 	dgen_waiter_xact_callback(event);
@@ -51,8 +50,10 @@ xact_callback(XactEvent event, void *arg)
 }
 
 /*
- * Doorbells come last: behind the invalidations, which a commit sends after
- * its callbacks, and the leases.
+ * What others are told comes last: behind the invalidations, which a commit
+ * sends after its callbacks, the leases, and the moment from which SSI counts
+ * the transaction as committed.  Before that, who has seen it, and acts on it,
+ * could be missed as somebody that comes after it.
  */
 static void
 release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void *arg)
@@ -61,6 +62,12 @@ release_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, voi
 	if (phase != RESOURCE_RELEASE_LOCKS || !isTopLevel ||
 		CurrentResourceOwner != TopTransactionResourceOwner)
 		return;
+	if (isCommit)
+	{
+		dgen_batch_answer_callers();
+		dgen_deferred_answer_callers();
+		dgen_waiter_wake_noticed();
+	}
 	dgen_mailbox_ring();
 	dgen_admin_ring();
 }

@@ -1422,6 +1422,7 @@ extern char *dgen_deferred_by(int pid); /* server that a process waits for like 
 /* answers, at the commit, a call whose handler said noreply or lock; nothing if nobody waits */
 extern void dgen_deferred_answer(const char *token, Jsonb *reply, const DgenError *error);
 extern void dgen_deferred_xact_callback(XactEvent event);
+extern void dgen_deferred_answer_callers(void);
 extern void dgen_deferred_subxact(SubXactEvent event, SubTransactionId my, SubTransactionId parent);
 
 /* --------------------------------------------------------- batch.c, worker.c */
@@ -1435,7 +1436,7 @@ extern void dgen_batch_keep(DgenServer *server);	/* its state outlives the handl
 extern bool dgen_batch_in_company(void);
 extern void dgen_batch_overtakes(void);
 extern void dgen_batch_at_exit(bool sent_away);
-extern void dgen_batch_xact_callback(XactEvent event);
+extern void dgen_batch_answer_callers(void);
 extern bool dgen_batch_active(void);
 extern bool dgen_batch_in_doubt(void);	/* at the commit: perhaps not replicated */
 extern void dgen_batch_split(const char *why);	/* this activation must run alone */
@@ -1634,6 +1635,7 @@ extern void dgen_waiter_at_abort(void); /* at the abort of any (sub)transaction 
 extern bool dgen_waiters_any(void);
 extern void dgen_waiter_wake(DgenWaitKind kind, int64 key);	/* at once */
 extern void dgen_waiter_xact_callback(XactEvent event);
+extern void dgen_waiter_wake_noticed(void);
 /* wakes who waits for this when this transaction commits */
 extern void dgen_notify_at_commit(DgenWaitKind kind, int64 key);
 

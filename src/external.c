@@ -688,6 +688,9 @@ take_one(DgenModule *module, int64 lease, ReturnSetInfo *rsinfo, bool *taken)
 	entry.pool = dgen_ready_take_external(module->id, &entry.taken);
 	if (entry.pool == DGEN_NONE)
 		return false;
+	/* to give its calls back, an abort may look at the last, and must not have to map it */
+	if (entry.taken.last_call != InvalidDsaPointer)
+		(void) dsa_get_address(dgen_dsa(), entry.taken.last_call);
 	look.module = module;
 	look.taken = &entry.taken;
 	look.messages = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);

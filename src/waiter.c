@@ -229,19 +229,22 @@ dgen_notify_at_commit(DgenWaitKind kind, int64 key)
 void
 dgen_waiter_xact_callback(XactEvent event)
 {
-	switch (event)
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
+		return;
+	if (event != XACT_EVENT_COMMIT)
 	{
-		case XACT_EVENT_COMMIT:
-			if (nnotices > 0)
-				wake(notices, nnotices, notify_all);
-			break;
-		case XACT_EVENT_ABORT:
-		case XACT_EVENT_PREPARE:
-			break;
-		default:
-			return;
+		nnotices = 0;
+		notify_all = false;
 	}
+	dgen_waiter_remove();
+}
+
+/* Behind a commit: wake who was noted.  Raises nothing. */
+void
+dgen_waiter_wake_noticed(void)
+{
+	if (nnotices > 0)
+		wake(notices, nnotices, notify_all);
 	nnotices = 0;
 	notify_all = false;
-	dgen_waiter_remove();
 }
