@@ -38,6 +38,9 @@ BEGIN
   ELSIF message ? 'postpone' THEN
     PERFORM dgen.postpone();
     RETURN;
+  ELSIF message ? 'timeout' THEN
+    PERFORM dgen.timeout('1 h');
+    RETURN;
   END IF;
   state := state || message;
 END $$;
@@ -174,6 +177,11 @@ SELECT dgen.discard(:id);
 SELECT pg_temp.id('audit/m') AS id \gset
 SELECT dgen.stop('audit/m'), dgen.start('audit/m') > 0;
 SELECT regexp_replace(pg_temp.error(format('SELECT dgen.undo(%s)', :id)), 'change \d+', 'change <n>');
+-- an idle timeout, which is no message to bring back
+SELECT dgen.cast('audit/m', '{"timeout": 1}') > 0;
+SELECT dgen.wait_idle('audit/m');
+SELECT dgen.discard(id) FROM dgen.messages WHERE server = 'audit/m' AND kind = 'timeout';
+SELECT regexp_replace(pg_temp.try(format('SELECT dgen.undo(%s)', pg_temp.id('audit/m'))), 'change \d+', 'change <n>');
 -- letters: one, several, all
 SELECT dgen.requeue(:dead, '{"error": 2}');
 SELECT pg_temp.last('audit/m');

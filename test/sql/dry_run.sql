@@ -50,6 +50,8 @@ BEGIN
     INSERT INTO dry.late VALUES (1, 42);
   ELSIF request ? 'invoke' THEN
     reply := dgen.call('dry/b', '{}');
+  ELSIF request ? 'dry' THEN
+    PERFORM dgen.dry_run('dry/b', '{}');
   ELSIF request ? 'operate' THEN
     PERFORM dgen.stop('dry/b'), dgen.delete('dry/b'), dgen.suspend('dry/c');
   ELSIF request ? 'caught' THEN
@@ -164,8 +166,24 @@ SELECT pg_temp.error($$SELECT dgen.dry_run('dry_none/b', '{}')$$);
 SET default_transaction_read_only = on;
 SELECT pg_temp.error($$SELECT dgen.dry_run('dry/b', '{}')$$);
 RESET default_transaction_read_only;
+SELECT pg_temp.try($$SELECT dgen.call('dry/b', '{"dry": 1}')$$);
+-- what is not the handler's, or cannot be undone
+CREATE SCHEMA dry3;
+CREATE FUNCTION dry3.effect(args jsonb) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no mail'; END $$;
+CREATE FUNCTION dry3.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE sql AS $$
+  SELECT state, to_jsonb(dgen.after_commit('dry3.effect')) $$;
+SELECT dgen.create_module('dry3', max_attempts => 1) -> 'created';
+SELECT dgen.call('dry3/a', '1') IS NOT NULL;
+SELECT pg_temp.until($$(SELECT count(*) = 1 FROM dgen.dead_letters WHERE server = 'dry3/a')$$);
+SELECT id FROM dgen.dead_letters WHERE server = 'dry3/a' \gset
+SELECT pg_temp.try(format('SELECT dgen.dry_run(letter => %s)', :id));
+SELECT dgen.drop_module('dry3', "cascade" => true);
+DROP FUNCTION dry3.handle_call;
+SELECT dgen.create_module('dry3', external => true) -> 'created';
+SELECT pg_temp.try($$SELECT dgen.dry_run('dry3/a', '1')$$);
+SELECT dgen.drop_module('dry3', "cascade" => true);
 SELECT dgen.drop_module('dry', "cascade" => true), dgen.drop_module('dry2', "cascade" => true);
 SELECT count(*) FROM dgen.audit WHERE server LIKE 'dry%';
 SET client_min_messages = warning;
-DROP SCHEMA dry, dry2 CASCADE;
+DROP SCHEMA dry, dry2, dry3 CASCADE;
 DROP ROLE regress_dgen_dry, regress_dgen_dry_operator, regress_dgen_dry_reader;

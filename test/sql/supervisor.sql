@@ -452,9 +452,38 @@ SELECT dgen.call('super/loop', 'null');
 SELECT super.loop('new one', 3);
 SELECT super.logged();
 
+--
+-- An init that takes longer than handler_timeout, and traps the cancel
+--
 RESET ROLE;
-SELECT dgen.drop_module('super', cascade => true);
+CREATE SCHEMA super4 AUTHORIZATION regress_dgen_super;
+SET ROLE regress_dgen_super;
+CREATE TABLE super4.slow (key text);
+CREATE FUNCTION super4.init(args jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+  IF EXISTS (SELECT FROM super4.slow WHERE key = dgen.key()) THEN
+    PERFORM pg_sleep(600);
+  END IF;
+  RETURN '0';
+EXCEPTION WHEN query_canceled THEN
+  RETURN '1';
+END $$;
+CREATE FUNCTION super4.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM super.fail('SU001');
+END $$;
+SELECT dgen.create_module('super4', handler_timeout => '50 ms', breaker => 0) -> 'created';
+SELECT dgen.supervise('slow', '{"intensity": 1, "children": [{"id": "a", "server": "super4/a", "state": "init"}]}') IS NOT NULL;
+INSERT INTO super4.slow VALUES ('a');
+SELECT pg_temp.error($$SELECT dgen.call('super4/a', '1')$$);
+SELECT pg_temp.until($$(SELECT status <> 'running' FROM dgen.supervisors WHERE name = 'slow')$$);
+SELECT status, reason FROM dgen.supervisors WHERE name = 'slow';
+SELECT id, status, reason FROM dgen.children WHERE supervisor = 'slow';
+SELECT dgen.stop_supervisor('slow');
+
+RESET ROLE;
+SELECT dgen.drop_module('super', cascade => true), dgen.drop_module('super4', cascade => true);
 SELECT count(*) FROM dgen.children;
 SELECT dgen.stop_supervisor('first');
-DROP SCHEMA super CASCADE;
+DROP SCHEMA super, super4 CASCADE;
 DROP ROLE regress_dgen_super;

@@ -198,7 +198,12 @@ SELECT count(*) FROM transfer.mail WHERE what = 'forged';
 SELECT dgen.supervise('transfer_tree', '{"children": [{"id": "transfer/kid", "server": "transfer/kid"}]}') IS NOT NULL;
 SELECT pg_temp.error($$SELECT dgen.import('transfer/kid', dgen.export('transfer/z'), if_exists => 'replace')$$);
 SELECT dgen.stop_supervisor('transfer_tree') IS NOT NULL;
+SELECT dgen.export('transfer/z') AS document \gset
 SELECT dgen.drop_module('transfer', "cascade" => true), dgen.drop_module('transfer2', "cascade" => true), dgen.drop_module('transfer3', "cascade" => true);
+-- an ephemeral module has nothing to put it in
+SELECT dgen.create_module('transfer', ephemeral => true) -> 'created';
+SELECT pg_temp.try(format('SELECT dgen.import(%L, %L)', 'transfer/z', :'document'));
+SELECT dgen.drop_module('transfer');
 SELECT count(*) FROM dgen.audit WHERE server LIKE 'transfer%';
 SET client_min_messages = warning;
 DROP SCHEMA transfer, transfer2, transfer3 CASCADE;
