@@ -222,7 +222,7 @@ give_back_lease(Batch *b, int lease)
 		return_calls(b, lease);
 	dgen_ready_give_back(b->pool, taken, b->leases[lease].more, b->leases[lease].park_until);
 	b->leases[lease].gone = true;
-	/* what an aborted try has read of it must not move its mark */
+	/* what is in it now is another's to read, and to mark */
 	b->leases[lease].held = b->leases[lease].read = false;
 }
 
@@ -307,6 +307,12 @@ reset_try(Batch *b)
 	b->retry_after = NULL;
 	b->traced = false;
 	b->activation_began = 0;
+	/* this try may end before its cut: what one that was rolled back has read must not move the marks */
+	for (int i = 0; i < b->nleases; i++)
+	{
+		b->leases[i].held = b->leases[i].read = false;
+		b->leases[i].consumed = 0;
+	}
 }
 
 static void

@@ -623,9 +623,8 @@ dgen_cut_take(Batch *b)
 
 		if (lease->gone)
 			continue;
-		lease->held = lease->read = lease->more = false;
+		lease->more = false;
 		lease->park_until = 0;
-		lease->consumed = 0;
 		/* what is wanted of an earlier try may be behind entries that are empty now */
 		if (b->mode == BATCH_ALL && nheld >= b->max_items)
 			lease->more = true;

@@ -23,6 +23,11 @@ BEGIN
         RAISE 'as was asked for';
     ELSIF message->>'do' = 'slow' THEN
         PERFORM pg_sleep(8);
+    ELSIF message->>'do' = 'conflict' THEN
+        PERFORM pg_advisory_xact_lock_shared(7);
+        IF NOT EXISTS (SELECT FROM public.flag WHERE name = 'heal') THEN
+            RAISE 'as was asked for' USING ERRCODE = 'serialization_failure';
+        END IF;
     ELSIF message->>'do' = 'terminate' THEN
         PERFORM pg_terminate_backend(pg_backend_pid());
         PERFORM pg_sleep(10);
@@ -332,6 +337,25 @@ def test_breaker(db, shared_cluster):
     assert value(db, "SELECT dgen.requeue_all(module => 'm')") == 16 + 40 - left
     wait_idle(db)
     assert done(db, "raise") == 16 + 40
+    assert_nothing_left(db)
+
+
+def test_suspended_between_tries(db, shared_cluster):
+    """Between two tries of a batch its module is suspended: the first, which
+    was rolled back, has handled nothing."""
+    make(shared_cluster, "m")
+    db.execute("SELECT pg_advisory_lock(7)")
+    db.execute("""SELECT dgen.cast('m/1', '{"do": "conflict"}')""")
+    wait_for(lambda: value(db, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+    db.execute("SELECT dgen.suspend(module => 'm')")
+    retries = value(db, "SELECT sum(serialization_retries) FROM dgen.workers")
+    db.execute("SELECT pg_advisory_unlock(7)")
+    wait_for(lambda: value(db, "SELECT sum(serialization_retries) FROM dgen.workers") > retries)
+    wait_for(lambda: not value(db, "SELECT count(*) FROM dgen.workers WHERE state = 'busy'"))
+    db.execute("INSERT INTO flag VALUES ('heal')")
+    db.execute("SELECT dgen.resume(module => 'm')")
+    wait_idle(db)
+    assert done(db, "conflict") == 1
     assert_nothing_left(db)
 
 
