@@ -702,6 +702,18 @@ take_one(DgenModule *module, int64 lease, ReturnSetInfo *rsinfo, bool *taken)
 	return true;
 }
 
+/* Take entries until max are handed out, or there are no more. */
+static void
+take_some(DgenModule *module, int max, int64 lease, ReturnSetInfo *rsinfo)
+{
+	int			looks = 4 * max + 64;
+	int			n = 0;
+	bool		taken;
+
+	while (n < max && looks-- > 0 && take_one(module, lease, rsinfo, &taken))
+		n += taken;
+}
+
 static int
 max_argument(FunctionCallInfo fcinfo, int argno)
 {
@@ -723,9 +735,6 @@ dgen_take_work(PG_FUNCTION_ARGS)
 	DgenModule *module = external_module(dgen_arg_text(fcinfo, 0));
 	int			max = max_argument(fcinfo, 1);
 	int64		lease = lease_argument(fcinfo, 2);
-	int			looks = 4 * max + 64;
-	int			n = 0;
-	bool		taken;
 
 	InitMaterializedSRF(fcinfo, 0);
 	dgen_check_writable();
@@ -739,8 +748,7 @@ dgen_take_work(PG_FUNCTION_ARGS)
 	dgen_module_hold(module);
 	PG_TRY();
 	{
-		while (n < max && looks-- > 0 && take_one(module, lease, rsinfo, &taken))
-			n += taken;
+		take_some(module, max, lease, rsinfo);
 	}
 	PG_FINALLY();
 	{
