@@ -733,8 +733,6 @@ dgen_take_work(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	DgenModule *module = external_module(dgen_arg_text(fcinfo, 0));
-	int			max = max_argument(fcinfo, 1);
-	int64		lease = lease_argument(fcinfo, 2);
 
 	InitMaterializedSRF(fcinfo, 0);
 	dgen_check_writable();
@@ -748,7 +746,7 @@ dgen_take_work(PG_FUNCTION_ARGS)
 	dgen_module_hold(module);
 	PG_TRY();
 	{
-		take_some(module, max, lease, rsinfo);
+		take_some(module, max_argument(fcinfo, 1), lease_argument(fcinfo, 2), rsinfo);
 	}
 	PG_FINALLY();
 	{
