@@ -164,18 +164,13 @@ run_mask(DgenModule *module, DgenCallbackKind kind, const char *server, Datum va
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata;
+		ErrorData  *edata = dgen_subxact_abort(old, owner);
 
-		MemoryContextSwitchTo(old);
-		edata = CopyErrorData();
 		if (is_not_its_fault(edata->sqlerrcode))
 		{
 			dgen_module_release(module);
-			PG_RE_THROW();
+			ReThrowError(edata);
 		}
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(old);
 		shown = jsonb_string(psprintf("%s failed: %s", dgen_callback_name(kind), edata->message));
 		FreeErrorData(edata);
 	}

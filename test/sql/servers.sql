@@ -343,6 +343,28 @@ SELECT dgen.state('servers/mask');
 -- one that fails shows why; nobody can see behind it
 SELECT dgen.replace_state('servers/mask', '{"public": 42}') > 0;
 SELECT state FROM dgen.servers WHERE server = 'servers/mask';
+-- what is not its fault is raised, and may be caught
+SELECT dgen.replace_state('servers/mask', '{"secret": 42}') > 0;
+CREATE OR REPLACE FUNCTION servers.format_status(state jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN RAISE 'a conflict' USING ERRCODE = '40001'; END $$;
+CREATE TEMP TABLE caught (what text);
+DO $$
+BEGIN
+  BEGIN
+    INSERT INTO caught VALUES ('before');
+    PERFORM state FROM dgen.servers WHERE server = 'servers/mask';
+  EXCEPTION WHEN serialization_failure THEN
+    INSERT INTO caught VALUES (sqlerrm);
+  END;
+  INSERT INTO caught VALUES ('after');
+END $$;
+BEGIN;
+SAVEPOINT a;
+SELECT state FROM dgen.servers WHERE server = 'servers/mask';
+ROLLBACK TO a;
+INSERT INTO caught VALUES ('savepoint');
+COMMIT;
+SELECT * FROM caught;
+DROP TABLE caught;
 -- one that cannot be used does not uncover the state
 DROP FUNCTION servers.format_status;
 CREATE FUNCTION servers.format_status(state jsonb) RETURNS text LANGUAGE sql AS $$ SELECT '' $$;
