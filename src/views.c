@@ -10,7 +10,7 @@
  * these functions can be called by anybody, and check for themselves.
  *
  * Runs in any process, on a standby too.  Calls in flight are referenced
- * under the locks of their pools and read after these have been let go; the
+ * under the locks of their pools and copied after these have been let go; the
  * slots of workers are copied under dgen_shared->lock.
  *
  *-------------------------------------------------------------------------
@@ -443,25 +443,66 @@ dgen_called_by(int pid)
 	return found[0] != '\0' ? pstrdup(found) : NULL;
 }
 
-static Datum
-show_calls(FunctionCallInfo fcinfo, void (*show) (FunctionCallInfo, DgenCall *))
+/* whole: with all that its data is; else with the address alone. */
+static DgenCall *
+copy_call(const DgenCall *call, bool whole)
+{
+	Size		size = offsetof(DgenCall, data) + (whole ? call->inline_off : strlen(call->data) + 1);
+	DgenCall   *copy = palloc(size);
+
+	memcpy(copy, call, size);
+	return copy;
+}
+
+static List *
+copy_all(DgenCalls *calls, bool whole)
+{
+	List	   *copies = NIL;
+
+	for (int i = 0; i < calls->n; i++)
+		copies = lappend(copies, copy_call(dsa_get_address(dgen_dsa(), calls->calls[i]), whole));
+	return copies;
+}
+
+/*
+ * Copies of all calls of this database.  To show them runs modules' code, in which
+ * this process may be terminated: then nobody would let go of a reference.
+ */
+static List *
+copy_calls(bool whole)
 {
 	DgenCalls	calls = {0};
+	List	   *volatile copies = NIL;
+
+	PG_TRY();
+	{
+		take_calls(&calls);
+		copies = copy_all(&calls, whole);
+	}
+	PG_CATCH();
+	{
+		let_go(&calls);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	let_go(&calls);
+	return copies;
+}
+
+static Datum
+show_calls(FunctionCallInfo fcinfo, bool whole, void (*show) (FunctionCallInfo, DgenCall *))
+{
+	ListCell   *lc;
 
 	InitMaterializedSRF(fcinfo, 0);
 	if (dgen_shared == NULL)
 		return (Datum) 0;
-	PG_TRY();
+	foreach(lc, copy_calls(whole))
 	{
-		take_calls(&calls);
-		for (int i = 0; i < calls.n; i++)
-			show(fcinfo, dsa_get_address(dgen_dsa(), calls.calls[i]));
+		CHECK_FOR_INTERRUPTS();
+		show(fcinfo, lfirst(lc));
+		pfree(lfirst(lc));
 	}
-	PG_FINALLY();
-	{
-		let_go(&calls);
-	}
-	PG_END_TRY();
 	return (Datum) 0;
 }
 
@@ -469,14 +510,14 @@ show_calls(FunctionCallInfo fcinfo, void (*show) (FunctionCallInfo, DgenCall *))
 Datum
 dgen_calls_in_flight(PG_FUNCTION_ARGS)
 {
-	return show_calls(fcinfo, show_call);
+	return show_calls(fcinfo, true, show_call);
 }
 
 /* queued_calls(): the same for view dgen.stat_queue */
 Datum
 dgen_queued_calls(PG_FUNCTION_ARGS)
 {
-	return show_calls(fcinfo, show_queued);
+	return show_calls(fcinfo, false, show_queued);
 }
 
 /* ---------------------------------------------------------------- workers */

@@ -251,3 +251,51 @@ def dead_workers(cluster, wanted):
         wait_idle(conn, 60)
         assert value(conn, "SELECT count(*) FROM dgen.server WHERE server LIKE 'm/many%' AND state = '1'") == 3000
         assert_nothing_left(conn)
+
+
+def test_readers_that_are_terminated(cluster):
+    """In a mask, while they look at calls that wait: these are freed all the same."""
+    cluster.configure({"dynamic_shared_memory_type": "mmap"})       # files of the cluster's own
+    cluster.restart()
+    segments = os.path.join(cluster.data, "pg_dynshmem")
+
+    def taken():
+        return sum(os.path.getsize(os.path.join(segments, name)) for name in os.listdir(segments))
+
+    with cluster.connect() as conn:
+        conn.execute("CREATE EXTENSION dgen")
+        conn.execute(MODULE)
+        conn.execute("""CREATE FUNCTION m.format_message(message jsonb) RETURNS jsonb LANGUAGE plpgsql AS
+                        $$ BEGIN PERFORM pg_sleep(60); RETURN message; END $$""")
+        conn.execute("SELECT dgen.suspend('m/a')")
+
+        def call():
+            with cluster.connect() as other, pytest.raises(psycopg.Error) as e:
+                other.execute("SELECT dgen.call('m/a', jsonb_build_object('large', repeat('x', 20000000)), '1 min')")
+            assert e.value.sqlstate == "57014"
+
+        def look():
+            with cluster.connect() as other, pytest.raises(psycopg.Error):
+                other.execute("SELECT message FROM dgen.messages")
+
+        def end(function, query):
+            wait_for(lambda: value(conn, "SELECT count(%s(pid)) FROM pg_stat_activity WHERE query LIKE %%s%s"
+                                   % (function, " AND wait_event = 'PgSleep'" if "terminate" in function else ""), query) > 0, 20)
+
+        def round():
+            caller = threading.Thread(target=call)
+            caller.start()
+            wait_for(lambda: value(conn, "SELECT ready FROM dgen.stat_queue WHERE module = 'm'") == 1, 20)
+            reader = threading.Thread(target=look)
+            reader.start()
+            end("pg_terminate_backend", "SELECT message FROM%")
+            reader.join()
+            end("pg_cancel_backend", "SELECT dgen.call(%")
+            caller.join()
+            wait_for(lambda: value(conn, "SELECT count(*) FROM dgen.stat_queue") == 0, 20)
+
+        round()
+        before = taken()
+        for _ in range(3):
+            round()
+        assert taken() < before + 20000000
