@@ -90,6 +90,26 @@ check_messages(DgenModule *module, const DgenImport *import, const char *key)
 	}
 }
 
+/* What a timer sends is an info: any other kind would pass by what is checked of messages. */
+static void
+check_timers(const DgenImport *import)
+{
+	ListCell   *lc;
+
+	foreach(lc, dgen_doc_get_array(import->document, "timers"))
+	{
+		Jsonb	   *message = dgen_doc_get(lfirst(lc), "message");
+		char	   *kind;
+
+		CHECK_FOR_INTERRUPTS();
+		if (message == NULL)
+			refuse("A timer has no message.");
+		kind = dgen_doc_need_text(message, "kind");
+		if (strcmp(kind, "timer") != 0 && strcmp(kind, "info") != 0)
+			refuse(psprintf("A timer has a message of kind \"%s\".", kind));
+	}
+}
+
 static void
 check_state(DgenModule *module, Jsonb *document)
 {
@@ -128,6 +148,7 @@ dgen_import_check(DgenModule *module, const DgenImport *import)
 	{
 		check_messages(module, import, "messages");
 		check_messages(module, import, "dead_letters");
+		check_timers(import);
 	}
 }
 
@@ -283,12 +304,24 @@ put_all(DgenModule *module, const DgenAddress *address, DgenServer *server, Json
 	return n;
 }
 
+/*
+ * Replies to requests go to the servers that sent them; but these have not sent
+ * this one, and know nothing of its id.  So it is as if a client had.
+ */
+static void
+take_message(Jsonb *one, const DgenAddress *address, DgenMessage *msg)
+{
+	dgen_doc_get_message(one, address, msg);
+	if (msg->kind == DGEN_KIND_REQUEST && strchr(msg->sender, '/') != NULL)
+		msg->sender = dgen_session_id();
+}
+
 static void
 put_waiting(DgenModule *module, const DgenAddress *address, DgenServer *server, Jsonb *one)
 {
 	DgenMessage msg;
 
-	dgen_doc_get_message(one, address, &msg);
+	take_message(one, address, &msg);
 	put_message(module, server, &msg);
 }
 
@@ -297,7 +330,7 @@ put_letter(DgenModule *module, const DgenAddress *address, DgenServer *server, J
 {
 	DgenMessage msg;
 
-	dgen_doc_get_message(one, address, &msg);
+	take_message(one, address, &msg);
 	msg.id = dgen_draw_id();
 	msg.incarnation = 0;
 	msg.due_at = 0;
@@ -338,8 +371,6 @@ put_timer(DgenModule *module, const DgenAddress *address, DgenServer *server, Js
 	DgenMessage msg;
 
 	dgen_doc_check_keys(one, "timer in a document", timer_keys);
-	if (message == NULL)
-		refuse("A timer has no message.");
 	dgen_doc_get_message(message, address, &msg);
 	timer.server = pstrdup(address->text);
 	timer.id = dgen_draw_id();

@@ -39,6 +39,7 @@ CREATE FUNCTION transfer.handle_continue(message jsonb, state jsonb) RETURNS jso
 CREATE FUNCTION transfer.validate(state jsonb) RETURNS boolean LANGUAGE sql AS $$ SELECT NOT state ? 'invalid' $$;
 CREATE FUNCTION transfer.attributes(state jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT jsonb_build_object('n', jsonb_array_length(state -> 'log')) $$;
 CREATE FUNCTION transfer2.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE sql AS $$ SELECT state, state $$;
+CREATE FUNCTION transfer2.handle_info(message jsonb, state jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT message $$;
 CREATE FUNCTION transfer3.init(args jsonb, OUT state_name text, OUT data jsonb) LANGUAGE sql AS $$ SELECT 'shut', '{"n": 1}'::jsonb $$;
 CREATE FUNCTION transfer3.handle_event(kind text, event jsonb, state_name text, INOUT data jsonb, OUT next_state text, OUT reply jsonb) LANGUAGE plpgsql AS $$
 BEGIN
@@ -179,6 +180,16 @@ SELECT pg_temp.try(format('SELECT dgen.import(%L, %L)', 'transfer/w', jsonb_set(
   '[{"kind": "effect", "message": {"function": "transfer.effect(jsonb)", "args": {"to": "forged"}}}]')));
 SELECT pg_temp.try(format('SELECT dgen.import(%L, %L)', 'transfer/w', jsonb_set(dgen.export('transfer/z'), '{dead_letters}',
   '[{"kind": "effect", "sqlstate": "P0001", "message": {"function": "transfer.effect(jsonb)", "args": {"to": "forged"}}}]')));
+-- nor in a timer, in nobody's name to another module's server
+SELECT pg_temp.try(format('SELECT dgen.import(%L, %L)', 'transfer/w', jsonb_set(dgen.export('transfer/z'), '{timers}', jsonb_build_array(jsonb_build_object(
+  'name', 'x', 'message', jsonb_build_object('kind', kind, 'message', '{"function": "transfer.effect(jsonb)", "args": {"to": "forged"}}'::jsonb))))))
+FROM unnest(ARRAY['effect', 'exit', 'request', 'cast']) kind;
+SELECT dgen.import('transfer/w', jsonb_set(dgen.export('transfer/z'), '{messages}', '[{"kind": "request", "sender": "transfer2/victim", "message": 1}]')) > 0;
+SET ROLE regress_dgen_transfer;
+SELECT dgen.wait_idle('transfer/w'), dgen.wait_idle('transfer2/victim');
+SELECT count(*) FROM dgen.servers WHERE server = 'transfer2/victim';
+SELECT count(*) FROM dgen.messages WHERE server = 'transfer2/victim';
+SELECT count(*) FROM dgen.dead_letters WHERE server IN ('transfer/w', 'transfer2/victim');
 SET ROLE regress_dgen_transfer_reader;
 SELECT pg_temp.error($$SELECT dgen.export('transfer/z')$$), pg_temp.error($$SELECT dgen.import('transfer/z', '{}')$$), pg_temp.error($$SELECT dgen.clone('transfer/z', 'transfer/v')$$);
 RESET ROLE;
