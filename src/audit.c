@@ -50,11 +50,11 @@ dgen_audit_wanted(bool routine)
 	return dgen_audit_retention != 0 && !(routine && dgen_scope != NULL);
 }
 
-/* The largest value that is kept, in bytes. */
+/* The largest value that is kept, in bytes; not 0, which is no limit to dgen_export_server(). */
 Size
 dgen_audit_limit(void)
 {
-	return (Size) dgen_audit_max_size * 1024;
+	return Max((Size) dgen_audit_max_size * 1024, 1);
 }
 
 int64
@@ -88,11 +88,11 @@ text_value(const char *s, bool *isnull)
 	return s ? CStringGetTextDatum(s) : (Datum) 0;
 }
 
-/* A value that is small enough. */
+/* A value that is small enough; JSON null as a mark, as dgen_import_server() leaves one, always is. */
 static Datum
 jsonb_value(Jsonb *jb, bool *isnull)
 {
-	*isnull = jb == NULL || VARSIZE(jb) > dgen_audit_limit();
+	*isnull = jb == NULL || (jb != dgen_json_null() && VARSIZE(jb) > dgen_audit_limit());
 	return PointerGetDatum(*isnull ? NULL : jb);
 }
 

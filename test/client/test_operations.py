@@ -238,6 +238,27 @@ def test_retention(db):
         wait_for(lambda: value(conn, "SELECT count(*) FROM dgen.audit WHERE at > now() - interval '1 s'") == 0, 10)
 
 
+def test_nothing_is_kept(db):
+    """With dgen.audit_max_size 0 no change can be undone: not by deleting what was imported over another."""
+    db.configure({"dgen.audit_max_size": 0})
+    db.reload()
+    with db.connect() as conn:
+        wait_for(lambda: value(conn, "SHOW dgen.audit_max_size") == "0", 10)
+        conn.execute("SELECT dgen.call('ops/a', '{\"x\": 1}'), dgen.call('ops/b', '{\"x\": 2}')")
+        conn.execute("SELECT dgen.import('ops/a', dgen.export('ops/b'), if_exists => 'replace')")
+        conn.execute("SELECT dgen.import('ops/new', dgen.export('ops/b'))")
+        conn.execute("SELECT dgen.delete('ops/b')")
+        for action, undone in ("delete", "55000"), ("import", "55000"):
+            with pytest.raises(psycopg.Error) as e:
+                conn.execute("SELECT dgen.undo(min(id)) FROM dgen.audit_log WHERE action = %s", (action,))
+            assert e.value.sqlstate == undone
+        assert value(conn, "SELECT dgen.state('ops/a')") == {"x": 2}
+        # before it there was nothing
+        assert value(conn, "SELECT dgen.undo(id) > 0 FROM dgen.audit_log WHERE server = 'ops/new'")
+        assert value(conn, "SELECT count(*) FROM dgen.servers WHERE server = 'ops/new'") == 0
+        assert value(conn, "SELECT count(*) FROM dgen.audit_log WHERE before IS NOT NULL OR after IS NOT NULL") == 0
+
+
 def test_document_of_a_large_server(db):
     """A hundred thousand messages there and back, in order; of those that are too many the audit keeps none."""
     n = 100000
