@@ -552,6 +552,23 @@ index_statement(DgenModule *module, Oid table, const char *expression, const cha
 	return statement;
 }
 
+/*
+ * The same as the caller, whatever he is: analysis evaluates literals, and those
+ * of a composite type or of an array run the checks of domains in it.
+ */
+static IndexStmt *
+analyzed_statement(DgenModule *module, Oid table, const char *expression, const char *parsed,
+				   bool unique, char *name)
+{
+	int			nest_level = NewGUCNestLevel();
+	IndexStmt  *statement;
+
+	set_option("search_path", "pg_catalog, pg_temp");
+	statement = index_statement(module, table, expression, parsed, unique, name);
+	AtEOXact_GUC(false, nest_level);
+	return statement;
+}
+
 static List *
 indexes_of(Oid table)
 {
@@ -668,6 +685,7 @@ dgen_create_index(PG_FUNCTION_ARGS)
 	Oid			table;
 	List	   *before;
 	List	   *made;
+	IndexStmt  *statement;
 	Caller		caller;
 
 	check_owner(module);
@@ -676,9 +694,10 @@ dgen_create_index(PG_FUNCTION_ARGS)
 		check_index_name(module, name);
 
 	LockRelationOid(table, ShareLock);
+	statement = analyzed_statement(module, table, expression, parsed, unique, name);
 	become_extension_owner(&caller);
 	before = indexes_of(table);
-	run_utility((Node *) index_statement(module, table, expression, parsed, unique, name), parsed);
+	run_utility((Node *) statement, parsed);
 	made = list_difference_oid(indexes_of(table), before);
 	become_caller(&caller);
 	PG_RETURN_TEXT_P(cstring_to_text(get_rel_name(linitial_oid(made))));

@@ -225,6 +225,13 @@ SELECT e, pg_temp.violation(format('SELECT dgen.create_index(%L, %L)', 'attribut
   ('key)) ; DROP TABLE dgen.module --'),
   ('key) text_pattern_ops --'),
   ('key UNION SELECT server')) v(e);
+-- literals are evaluated before they can be refused: as who wrote them
+CREATE FUNCTION attributes.who(text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE WARNING 'checked by %', current_user; RETURN true; END $$;
+CREATE DOMAIN attributes.w AS text CHECK (attributes.who(VALUE));
+CREATE TYPE attributes.cw AS (a attributes.w);
+SELECT e, pg_temp.violation(format('SELECT dgen.create_index(%L, %L)', 'attributes', e)) FROM (VALUES
+  ('''{a}''::attributes.w[]::text'),
+  ('''(a)''::attributes.cw IS NULL')) v(e);
 -- where it is wrong
 SELECT dgen.create_index('attributes', 'key || no_such_column');
 SELECT dgen.create_index('attributes', 'key || || server');
