@@ -180,13 +180,12 @@ dgen_name_lookup(const char *name)
 
 /* ---------------------------------------------------------------- the end */
 
-/* Delete what is tied to a server in one table; forever: the permanent, too. */
+/* One look at what is tied to a server; how many rows there were, and how many are deleted. */
 static int64
-end_in(DgenTableId id, int index, const char *address, bool forever)
+end_once(DgenTable *table, int index, const char *address, bool forever, int64 *deleted)
 {
-	DgenTable  *table = dgen_table_open(id, RowExclusiveLock);
 	TupleDesc	desc = RelationGetDescr(table->rel);
-	int64		n = 0;
+	int64		found = 0;
 	ScanKeyData key;
 	DgenScan   *scan;
 	HeapTuple	tuple;
@@ -201,12 +200,31 @@ end_in(DgenTableId id, int index, const char *address, bool forever)
 		/* both tables have it in the same place */
 		if (!forever && heap_attisnull(tuple, COL_INCARNATION + 1, desc))
 			continue;
+		found++;
 		if (dgen_table_delete_wait(table, &tid))
-			n++;
+			(*deleted)++;
 	}
 	dgen_scan_end(scan);
+	return found;
+}
+
+/*
+ * Delete what is tied to a server in one table; forever: the permanent, too.
+ * Who sets the metadata of a name has no lease, and puts another row in the
+ * place of the one that we wait for, or that we see no more: so look until
+ * there was nothing twice.
+ */
+static int64
+end_in(DgenTableId id, int index, const char *address, bool forever)
+{
+	DgenTable  *table = dgen_table_open(id, RowExclusiveLock);
+	int64		deleted = 0;
+	int			in_vain = 0;
+
+	while (in_vain < 2)
+		in_vain = end_once(table, index, address, forever, &deleted) > 0 ? 0 : in_vain + 1;
 	dgen_table_close(table);
-	return n;
+	return deleted;
 }
 
 /*
