@@ -236,6 +236,18 @@ dgen_activation_start(DgenActivation *act, Jsonb *args)
 
 static void run_callback(DgenActivation *act);
 
+/* What is to be done under a lock would be for no message of its own. */
+static void
+refuse_lock_at_start(DgenServer *server)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DGEN_BAD_DIRECTIVE),
+			 errmsg("server \"%s\" cannot be locked", server->address),
+			 errdetail("Its handle_continue runs in the activation of the message that brings it to life."),
+			 errhint("Start it by dgen.start(%s), whose continue is a message of its own, or lock it in the handler of a message.",
+					 quote_literal_cstr(server->address))));
+}
+
 /*
  * A message brings its server to life: init, what that goes on with, and the
  * message are one activation.  Where the server ends on the way the message
@@ -261,6 +273,8 @@ begin_for_message(DgenActivation *act)
 		next.request_id = 0;
 		CommandCounterIncrement();
 		run_callback(&next);
+		if (next.locked)
+			refuse_lock_at_start(act->server);
 		act->continue_with = next.continue_with;
 		act->outcome = next.exited ? DGEN_NO_SERVER : next.outcome;
 		act->reason = next.reason;

@@ -224,6 +224,13 @@ SELECT dgen.create_module('fleeting', ephemeral => true, max_attempts => 1) -> '
 SELECT dgen.cast('fleeting/a', 'null') > 0;
 SELECT dgen.wait_idle('fleeting/a');
 SELECT sqlstate, error ->> 'message' AS message FROM dgen.dead_letters WHERE server = 'fleeting/a';
+-- a continue of init: not within the message that starts the server, but where it is a message of its own
+CREATE FUNCTION locked.init(args jsonb, OUT state jsonb, OUT continue jsonb) LANGUAGE sql AS $$ SELECT '{}'::jsonb, locked.work('SELECT 1') $$;
+CREATE FUNCTION locked.handle_continue(message jsonb, state jsonb, OUT lock boolean) LANGUAGE sql AS 'SELECT true';
+SELECT dgen.alter_module('locked') -> 'created';
+SELECT pg_temp.try($$SELECT dgen.call('locked/m', '{}')$$);
+SELECT dgen.start('locked/m');
+SELECT dgen.call('locked/m', '{}') ? 'done';
 -- who may operate
 RESET ROLE;
 CREATE ROLE regress_dgen_stranger;
