@@ -476,6 +476,12 @@ check_kind(DgenModule *module, bool create, bool was_machine)
 				 errmsg("module \"%s\" cannot be ephemeral", module->name),
 				 errdetail("Its servers are state machines, which live from event to event."),
 				 errhint("Leave out ephemeral, or kind.")));
+	if (module->machine && module->expire_after > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("module \"%s\" cannot have expire_after", module->name),
+				 errdetail("Its servers are state machines, which end by a timeout of their own."),
+				 errhint("Let them exit at a timeout, with on_stop => 'delete', and leave out expire_after.")));
 	if (module->machine && !module->callbacks[DGEN_INIT].present)
 		dgen_callback_unusable(module, DGEN_INIT);
 	if (!create && module->machine != was_machine)

@@ -40,6 +40,7 @@ BEGIN
 END $$;
 SELECT pg_temp.error($$SELECT dgen.create_module('fsm', kind => 'other')$$);
 SELECT pg_temp.try($$SELECT dgen.create_module('fsm', kind => 'statem', ephemeral => true)$$);
+SELECT pg_temp.try($$SELECT dgen.create_module('fsm', kind => 'statem', expire_after => '1 h')$$);
 SELECT pg_temp.error($$SELECT dgen.create_module('fsm')$$);
 SELECT dgen.create_module('fsm', kind => 'statem', max_attempts => 1, breaker => 0) -> 'callbacks';
 SELECT pg_temp.try($$SELECT dgen.alter_module('fsm', kind => 'server', callbacks => '{"init": null}')$$);
