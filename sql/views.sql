@@ -272,7 +272,7 @@ CREATE VIEW dgen.timers WITH (security_barrier) AS
 			s.server, NULL, s.timeout_id, 'timeout', 'waiting', s.timeout_at, NULL, NULL, NULL, NULL, NULL,
 			s.incarnation, s.server, NULL, '{"info": "timeout"}'
 		FROM dgen.server s
-		WHERE s.timeout_at IS NOT NULL
+		WHERE s.timeout_at IS NOT NULL AND s.state_name IS NULL
 	) x
 	WHERE dgen.may_read(x.server);
 COMMENT ON VIEW dgen.timers IS

@@ -284,6 +284,26 @@ begin_for_message(DgenActivation *act)
 	}
 }
 
+/* What a caller is told where the outcome is DGEN_NO_SERVER. */
+void
+dgen_no_server_error(DgenModule *module, DgenServer *server, DgenError *err)
+{
+	bool		stopped = server->stop_reason != NULL;
+
+	memset(err, 0, sizeof(DgenError));
+	err->sqlerrcode = stopped ? ERRCODE_DGEN_STOPPED : ERRCODE_DGEN_NO_SERVER;
+	err->message = stopped ? psprintf("server \"%s\" has stopped", server->address) :
+		psprintf("server \"%s\" does not exist", server->address);
+	err->detail = stopped ? psprintf("It stopped with reason \"%s\".", server->stop_reason) :
+		server->tombstone_until > GetCurrentTimestamp() ?
+		psprintf("It was deleted; its tombstone stands until %s.",
+				 timestamptz_to_str(server->tombstone_until)) :
+		psprintf("Module \"%s\" does not start servers by itself.", module->name);
+	err->hint = server->supervised ?
+		pstrdup("Its supervisor keeps it down: see dgen.children, and dgen.restart_child().") :
+		psprintf("Start it by dgen.start('%s').", server->address);
+}
+
 /* ---------------------------------------------------------------- the end */
 
 /* The one place where an incarnation ends; forget: its state and row go. */

@@ -153,7 +153,14 @@ extern void dgen_run_log_failed(Batch *b);
  * postpone.c: an item's message stays, postponed or in its place; its caller
  * goes on waiting.  The message's id; 0: its caller has been answered already.
  */
-extern int64 dgen_keep_item(Batch *b, BatchItem *item, bool postponed);
+typedef enum DgenKeep
+{
+	DGEN_KEEP_POSTPONED,
+	DGEN_KEEP_AGAIN,			/* postponed, and back in the mailbox at once */
+	DGEN_KEEP_LOCKED			/* there is work for it under a lock */
+} DgenKeep;
+
+extern int64 dgen_keep_item(Batch *b, BatchItem *item, DgenKeep how);
 
 /* failure.c: what becomes of a message that failed alone */
 extern void dgen_failure_record(Batch *b, BatchItem *item);
@@ -175,5 +182,6 @@ extern void dgen_statistics_failure(Batch *b, BatchItem *item);
 /* batch.c */
 extern void dgen_batch_answer(Batch *b, int call);	/* its reply is put; shown at commit */
 extern void dgen_request_reply(DgenModule *module, DgenMessage *msg, Jsonb *reply, Jsonb *error);
+extern bool dgen_message_expired(DgenModule *module, DgenMessage *msg);
 
 #endif							/* DGEN_BATCH_H */

@@ -412,6 +412,17 @@ dgen_kept_fail(const char *token, const DgenError *error)
 }
 
 void
+dgen_kept_stopped(DgenCall *call)
+{
+	DgenError	err = {ERRCODE_DGEN_STOPPED};
+
+	err.message = psprintf("server \"%s\" has stopped", call->data);
+	err.detail = pstrdup("It stopped while the call waited for it.");
+	err.hint = psprintf("Call again, or start it by dgen.start('%s').", call->data);
+	dgen_kept_settle_error(call, &err);
+}
+
+void
 dgen_kept_cancelled(const char *token)
 {
 	DgenCall   *call;

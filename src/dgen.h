@@ -1173,6 +1173,7 @@ extern void dgen_activation_expire(DgenModule *module, DgenServer *server);
 extern void dgen_activation_kill(DgenModule *module, DgenServer *server, const char *reason);
 extern void dgen_activation_set_state(DgenActivation *act, Jsonb *state);
 extern void dgen_activation_scope(DgenActivation *act, DgenScope *scope);
+extern void dgen_no_server_error(DgenModule *module, DgenServer *server, DgenError *err);
 
 /* --------------------------------------------------------------- machine.c
  *
@@ -1183,11 +1184,13 @@ extern void dgen_machine_run(DgenActivation *act);
 
 /* --------------------------------------------------------------- timeout.c
  *
- * Idle timeouts; the file tells how.  The lease is held.
+ * Idle timeouts, which state machines do not have; the file tells how.  The
+ * lease is held.
  */
 #define DGEN_USES_TIMEOUT(act) \
-	((act)->timeout != NULL || (act)->server->timeout_at != 0 || \
-	 (act)->module->expire_after > 0)
+	(!(act)->module->machine && \
+	 ((act)->timeout != NULL || (act)->server->timeout_at != 0 || \
+	  (act)->module->expire_after > 0))
 extern void dgen_timeout_settle(DgenActivation *act);	/* at the end of an activation */
 extern bool dgen_timeout_wake(DgenModule *module, DgenServer *server, DgenMessage *msg,
 							  bool call_waits);
@@ -1411,6 +1414,7 @@ extern DgenKept dgen_kept_begin(const char *token, DgenCall **call);
 /* a reply makes it DONE, as does one that its handler has given; returns what it will be */
 extern DgenCallState dgen_kept_settle(DgenCall *call, DgenCallState then, Jsonb *reply);
 extern void dgen_kept_settle_error(DgenCall *call, const DgenError *error);
+extern void dgen_kept_stopped(DgenCall *call);	/* the same: its incarnation has ended */
 /* begins and settles; nothing if nobody waits */
 extern void dgen_kept_fail(const char *token, const DgenError *error);
 /* at once: its caller asked for it, and its handler's transaction has been rolled back */

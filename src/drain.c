@@ -60,7 +60,7 @@ fill_activation(DgenActivation *act, DgenModule *module, DgenMessage *msg)
 	act->retried = msg->timer == 0;
 }
 
-/* Give a request its reply, or its place; complain of a message that will not be handled. */
+/* Give a request its reply, its error, or its place; complain of a message that will not be handled. */
 static void
 finish_message(DgenActivation *act, DgenMessage *msg)
 {
@@ -76,13 +76,26 @@ finish_message(DgenActivation *act, DgenMessage *msg)
 				 errmsg("server \"%s\" cannot be locked in this transaction", msg->server),
 				 errdetail("handle_locked runs after a commit.")));
 	if (act->outcome == DGEN_HANDLED && act->postponed && act->again)
-		dgen_mailbox_put_back(act->module, msg);
+	{
+		DgenMessage kept = *msg;
+
+		/* as of a postponed one: its timer has fired */
+		kept.timer = 0;
+		dgen_mailbox_put_back(act->module, &kept);
+	}
 	else if (act->outcome == DGEN_HANDLED && act->postponed)
 		dgen_postpone(act->module, act->server, msg);
 	else if (act->outcome == DGEN_HANDLED && msg->kind == 'r' && act->replied)
 		dgen_request_reply(act->module, msg, act->reply, NULL);
 	else if (act->outcome == DGEN_HANDLED && msg->kind == 'r')
 		dgen_deferred_request(act->module, msg);
+	else if (act->outcome == DGEN_NO_SERVER && msg->kind == 'r')
+	{
+		DgenError	err;
+
+		dgen_no_server_error(act->module, act->server, &err);
+		dgen_request_reply(act->module, msg, NULL, dgen_error_to_jsonb(&err));
+	}
 }
 
 /* It is out of the mailbox; one that waited for its next attempt may be handled before. */
@@ -103,7 +116,7 @@ is_current(DgenModule *module, DgenServer *server, DgenMessage *msg)
 	struct DgenTimer *timer;
 
 	if (dgen_timer_claim(msg, true, &timer) != DGEN_CLAIM_TAKEN ||
-		msg->expires_at <= GetCurrentTimestamp() || !dgen_message_is_for(msg, server))
+		dgen_message_expired(module, msg) || !dgen_message_is_for(msg, server))
 		return false;
 	if (msg->kind == DGEN_KIND_TIMEOUT)
 		return dgen_timeout_wake(module, server, msg, false);

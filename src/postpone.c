@@ -151,13 +151,14 @@ dgen_call_message(DgenModule *module, DgenServer *server, DgenCall *call, DgenMe
 }
 
 /*
- * A call that was postponed did not happen, should its caller give it up; one
- * for which there is work under a lock has begun to.
+ * A call that was postponed did not happen, should its caller give it up, also
+ * where it is back in the mailbox at once; one for which there is work under a
+ * lock has begun to.
  */
 int64
-dgen_keep_item(Batch *b, BatchItem *item, bool postponed)
+dgen_keep_item(Batch *b, BatchItem *item, DgenKeep how)
 {
-	DgenCallState then = postponed ? DGEN_CALL_POSTPONED : DGEN_CALL_DEFERRED;
+	DgenCallState then = how == DGEN_KEEP_LOCKED ? DGEN_CALL_DEFERRED : DGEN_CALL_POSTPONED;
 	DgenMessage call;
 	DgenMessage *msg = item->msg;
 
@@ -173,7 +174,7 @@ dgen_keep_item(Batch *b, BatchItem *item, bool postponed)
 	}
 	else if (item->kept != NULL && dgen_kept_settle(item->kept, then, NULL) == DGEN_CALL_DONE)
 		return 0;
-	if (postponed)
+	if (how == DGEN_KEEP_POSTPONED)
 		dgen_postpone(b->module, b->servers[item->server].server, msg);
 	else
 	{

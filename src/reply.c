@@ -263,6 +263,20 @@ dgen_request_reply(DgenModule *module, DgenMessage *msg, Jsonb *reply, Jsonb *er
 		announce(msg->id);
 }
 
+/* Has a message that was taken out expired?  Whoever has asked is told so. */
+bool
+dgen_message_expired(DgenModule *module, DgenMessage *msg)
+{
+	DgenError	err = {ERRCODE_DGEN_TIMEOUT, "request expired before it was handled",
+		"It did not happen.", "Send it again, with a longer expires."};
+
+	if (msg->expires_at == DT_NOEND || msg->expires_at > GetCurrentTimestamp())
+		return false;
+	if (msg->kind == DGEN_KIND_REQUEST)
+		dgen_request_reply(module, msg, NULL, dgen_error_to_jsonb(&err));
+	return true;
+}
+
 /* A request as its request_key knows it. */
 int64
 dgen_request_hash(Jsonb *request)

@@ -74,20 +74,9 @@ answer_error(Batch *b, int call, int sqlerrcode, char *message, char *detail, ch
 static void
 answer_no_server(Batch *b, BatchItem *item, DgenServer *server)
 {
-	bool		stopped = server->stop_reason != NULL;
-	DgenError	err = {0};
+	DgenError	err;
 
-	err.sqlerrcode = stopped ? ERRCODE_DGEN_STOPPED : ERRCODE_DGEN_NO_SERVER;
-	err.message = stopped ? psprintf("server \"%s\" has stopped", server->address) :
-		psprintf("server \"%s\" does not exist", server->address);
-	err.detail = stopped ? psprintf("It stopped with reason \"%s\".", server->stop_reason) :
-		server->tombstone_until > GetCurrentTimestamp() ?
-		psprintf("It was deleted; its tombstone stands until %s.",
-				 timestamptz_to_str(server->tombstone_until)) :
-		psprintf("Module \"%s\" does not start servers by itself.", b->module->name);
-	err.hint = server->supervised ?
-		pstrdup("Its supervisor keeps it down: see dgen.children, and dgen.restart_child().") :
-		psprintf("Start it by dgen.start('%s').", server->address);
+	dgen_no_server_error(b->module, server, &err);
 	if (call_of(b, item) != NULL)
 		answer_failure(b, item, &err);
 	else if (item->msg->kind == 'r')
@@ -218,7 +207,7 @@ static void
 lock_server(Batch *b, BatchItem *item)
 {
 	DgenServer *server = b->servers[item->server].server;
-	int64		id = dgen_keep_item(b, item, false);
+	int64		id = dgen_keep_item(b, item, DGEN_KEEP_LOCKED);
 
 	if (id == 0)
 		ereport(ERROR,
@@ -271,7 +260,7 @@ deliver(Batch *b, BatchItem *item, DgenActivation *act)
 	DgenCall   *c = call_of(b, item);
 
 	if (act->postponed)
-		dgen_keep_item(b, item, !act->again);
+		(void) dgen_keep_item(b, item, act->again ? DGEN_KEEP_AGAIN : DGEN_KEEP_POSTPONED);
 	else if (act->locked)
 		lock_server(b, item);
 	else if (c == NULL)
@@ -420,12 +409,7 @@ begin_kept(Batch *b, BatchItem *item)
 	}
 	if (!server->active || item->msg->incarnation != server->incarnation)
 	{
-		DgenError	err = {ERRCODE_DGEN_STOPPED};
-
-		err.message = psprintf("server \"%s\" has stopped", server->address);
-		err.detail = pstrdup("It stopped while the call waited for it.");
-		err.hint = psprintf("Call again, or start it by dgen.start('%s').", server->address);
-		answer_failure(b, item, &err);
+		dgen_kept_stopped(item->kept);
 		return false;
 	}
 	dgen_worker_set_call(item->kept->id, item->kept->caller_pgprocno);
@@ -472,15 +456,8 @@ take_message(Batch *b, BatchItem *item)
 	}
 	else if (!consume_message(b, item))
 		return false;
-	if (item->msg->expires_at != DT_NOEND && item->msg->expires_at <= GetCurrentTimestamp())
-	{
-		DgenError	err = {ERRCODE_DGEN_TIMEOUT, "request expired before it was handled",
-			"It did not happen.", "Send it again, with a longer expires."};
-
-		if (item->msg->kind == 'r')
-			dgen_request_reply(b->module, item->msg, NULL, dgen_error_to_jsonb(&err));
+	if (dgen_message_expired(b->module, item->msg))
 		return false;
-	}
 	return is_current(b, item, timer);
 }
 

@@ -39,7 +39,6 @@ enum
 
 /* of dgen.delayed and dgen.message, from 1 */
 #define DELAYED_INCARNATION 15
-#define MESSAGE_ID 1
 #define MESSAGE_INCARNATION 14
 
 /* ---------------------------------------------------------------- rows */
@@ -293,16 +292,18 @@ dgen_timer_ended(DgenModule *module, const DgenMessage *msg)
 
 /*
  * Delete a server's rows in one table that are for this incarnation only.
- * The keeper may have one in hand, and is waited for.  failing: they are
- * messages that may have failed, and that goes with them.
+ * The keeper may have one in hand, and is waited for.
  */
 static void
-erase_part(DgenTableId id, int index, AttrNumber attno, ScanKey key, int64 incarnation, bool failing)
+erase_part(DgenTableId id, int index, AttrNumber attno, DgenServer *server)
 {
 	DgenTable  *table = dgen_table_open(id, RowExclusiveLock);
-	DgenScan   *scan = dgen_scan_begin(table, index, NULL, 1, key);
+	ScanKeyData key;
+	DgenScan   *scan;
 	HeapTuple	tuple;
 
+	dgen_key_text(&key, 1, server->address);
+	scan = dgen_scan_begin(table, index, NULL, 1, &key);
 	while ((tuple = dgen_scan_next(scan)) != NULL)
 	{
 		ItemPointerData tid = tuple->t_self;
@@ -310,13 +311,43 @@ erase_part(DgenTableId id, int index, AttrNumber attno, ScanKey key, int64 incar
 		Datum		its = heap_getattr(tuple, attno, RelationGetDescr(table->rel), &isnull);
 
 		CHECK_FOR_INTERRUPTS();
-		if (isnull || DatumGetInt64(its) != incarnation)
+		if (!isnull && DatumGetInt64(its) == server->incarnation)
+			(void) dgen_table_delete_wait(table, &tid);
+	}
+	dgen_scan_end(scan);
+	dgen_table_close(table);
+}
+
+/* The same in the mailbox; who waits for a call that was postponed is told. */
+static void
+erase_mail(DgenServer *server)
+{
+	DgenTable  *table = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
+	ScanKeyData key;
+	DgenScan   *scan;
+	HeapTuple	tuple;
+	struct DgenCall *call;
+	bool		known;
+
+	dgen_key_int8(&key, 1, server->hash, BTEqualStrategyNumber);
+	scan = dgen_scan_begin(table, DGEN_I_MESSAGE_MAILBOX, NULL, 1, &key);
+	while ((tuple = dgen_scan_next(scan)) != NULL)
+	{
+		DgenMessage msg;
+
+		CHECK_FOR_INTERRUPTS();
+		if (heap_attisnull(tuple, MESSAGE_INCARNATION, RelationGetDescr(table->rel)))
 			continue;
-		if (failing)
-			dgen_attempt_delete(DatumGetInt64(heap_getattr(tuple, MESSAGE_ID,
-														   RelationGetDescr(table->rel),
-														   &isnull)));
-		(void) dgen_table_delete_wait(table, &tid);
+		dgen_message_deform(tuple, RelationGetDescr(table->rel), 0, &msg);
+		/* another server may have the same hash */
+		if (msg.incarnation != server->incarnation || strcmp(msg.server, server->address) != 0 ||
+			!dgen_table_delete_wait(table, &msg.tid))
+			continue;
+		if (server->failing)
+			dgen_attempt_delete(msg.id);
+		if (msg.kind == DGEN_KIND_CALL && dgen_kept_begin(msg.token, &call) == DGEN_KEPT_BEGUN)
+			dgen_kept_stopped(call);
+		dgen_length_add(server->hash, -1, &known);
 	}
 	dgen_scan_end(scan);
 	dgen_table_close(table);
@@ -325,24 +356,18 @@ erase_part(DgenTableId id, int index, AttrNumber attno, ScanKey key, int64 incar
 /*
  * An incarnation ends: the timers that it has set on itself go.  forgotten:
  * the server's row goes, too, and with it the number of its incarnation; then
- * what has come due must go as well, which else is dropped when its turn
- * comes.
+ * what has come due, and what it had postponed, must go as well, which else is
+ * dropped when its turn comes.
  */
 void
 dgen_timer_stop(DgenServer *server, bool forgotten)
 {
-	ScanKeyData key;
-
-	dgen_key_text(&key, 1, server->address);
 	CommandCounterIncrement();
-	erase_part(DGEN_T_TIMER, DGEN_I_PKEY, COL_INCARNATION + 1, &key, server->incarnation, false);
-	erase_part(DGEN_T_DELAYED, DGEN_I_DELAYED_SERVER, DELAYED_INCARNATION, &key, server->incarnation,
-			   false);
+	erase_part(DGEN_T_TIMER, DGEN_I_PKEY, COL_INCARNATION + 1, server);
+	erase_part(DGEN_T_DELAYED, DGEN_I_DELAYED_SERVER, DELAYED_INCARNATION, server);
 	if (forgotten)
 	{
-		dgen_key_int8(&key, 1, server->hash, BTEqualStrategyNumber);
-		erase_part(DGEN_T_MESSAGE, DGEN_I_MESSAGE_MAILBOX, MESSAGE_INCARNATION, &key,
-				   server->incarnation, server->failing);
+		erase_mail(server);
 		CommandCounterIncrement();
 		dgen_failure_settle(server);
 	}

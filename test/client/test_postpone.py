@@ -209,6 +209,22 @@ def test_operators(db, conn, what, error):
     assert call(conn, server, '"log"') == []
 
 
+def test_stopped_and_deleted(db, conn):
+    """With on_stop => 'delete' nothing of the server is left that a call could wait for."""
+    value(conn, "SELECT dgen.alter_module('gate', on_stop => 'delete')")
+    try:
+        callers = [Caller(db, "gate/deleted", str(i)) for i in range(3)]
+        await_postponed(conn, "gate/deleted", 3)
+        with conn.transaction(force_rollback=True):
+            assert value(conn, "SELECT dgen.stop('gate/deleted')")
+        await_postponed(conn, "gate/deleted", 3)
+        assert value(conn, "SELECT dgen.stop('gate/deleted')")
+        assert [c.ended() for c in callers] == ["OT008"] * 3
+        assert value(conn, "SELECT count(*) FROM dgen.servers WHERE server = 'gate/deleted'") == 0
+    finally:
+        value(conn, "SELECT dgen.alter_module('gate', on_stop => 'keep')")
+
+
 def test_killed_worker(db, conn):
     """A worker that dies with it gives it back; who lost three of them gets OT020."""
     db.signals = {signal.SIGTERM}

@@ -107,6 +107,21 @@ SELECT pg_temp.log('5');
 SELECT dgen.cast('fsm/5', '{"in": "b", "postpone": true, "next": "d"}') > 0, dgen.cast('fsm/5', '"newer"') > 0;
 SELECT dgen.wait_idle('fsm/5');
 SELECT pg_temp.log('5');
+-- a call, too: postponed before, or now
+CREATE SCHEMA turn;
+CREATE FUNCTION turn.init(args jsonb, OUT data jsonb, OUT state_name text) LANGUAGE sql AS $$ SELECT '{}'::jsonb, 'locked' $$;
+CREATE FUNCTION turn.in_locked(kind text, event jsonb, data jsonb, OUT next_state text, OUT postpone boolean) LANGUAGE sql AS $$
+  SELECT CASE WHEN kind = 'cast' THEN 'closed' END, kind = 'call' $$;
+CREATE FUNCTION turn.in_closed(kind text, event jsonb, data jsonb, OUT next_state text, OUT postpone boolean) LANGUAGE sql AS $$
+  SELECT 'open', true $$;
+CREATE FUNCTION turn.in_open(kind text, event jsonb, data jsonb, OUT reply jsonb) LANGUAGE sql AS $$ SELECT '"open"'::jsonb $$;
+SET client_min_messages = error;
+SELECT dgen.create_module('turn', kind => 'statem') -> 'created';
+RESET client_min_messages;
+SELECT dgen.cast('turn/1', '"unlock"', delay => '100 ms') > 0;
+SELECT dgen.call('turn/1', '1'), dgen.call('turn/1', '2');
+SELECT dgen.start('turn/2'), dgen.cast('turn/2', '"unlock"') > 0;
+SELECT dgen.call('turn/2', '1'), dgen.call('turn/2', '2');
 -- a call that waits for its state
 SELECT dgen.cast('fsm/5', '{"next": "e"}', delay => '100 ms') > 0;
 SELECT dgen.call('fsm/5', '{"in": "e", "reply": "in e"}');
@@ -141,6 +156,11 @@ SELECT pg_temp.until($$EXISTS (SELECT FROM fsm.log WHERE what LIKE '% timeout %'
 SELECT dgen.call('fsm/8', '{"do": "SELECT dgen.event_timeout(''200 ms'', ''\"never\"'')", "reply": 1}');
 SELECT dgen.call('fsm/8', '{"reply": "an event"}');
 SELECT dgen.call('fsm/8', '{"do": "SELECT dgen.event_timeout(''200 ms'', ''\"never\"''), dgen.next_event(''1'')", "reply": 1}');
+-- one of init, too
+SELECT dgen.start('fsm/20', '{"do": "SELECT dgen.event_timeout(''1 h'')"}');
+SELECT name, kind FROM dgen.timers WHERE server = 'fsm/20';
+SELECT dgen.call('fsm/20', '{"reply": 1}');
+SELECT name, kind FROM dgen.timers WHERE server = 'fsm/20';
 -- generic: by neither; each name has one
 SELECT dgen.call('fsm/9', '{"do": "SELECT dgen.generic_timeout(''x'', ''10 ms'', ''\"never\"''), dgen.generic_timeout(''x'', ''100 ms''), dgen.generic_timeout(''y'', ''1 h''), dgen.generic_timeout(''z'', ''50 ms'', ''{\"next\": \"c\"}'')", "next": "b", "reply": 1}');
 SELECT dgen.call('fsm/9', '{"do": "SELECT dgen.generic_timeout(''y'', NULL)", "next": "a", "reply": 1}');
@@ -162,6 +182,14 @@ SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.servers WHERE server = 'fsm/10' 
 SELECT dgen.call('fsm/10', '{"next": "z", "reply": 1}');
 SELECT dgen.wait_idle('fsm/10');
 SELECT pg_temp.log('10');
+-- and one that is, and changes the state, in the transaction that has set it
+SELECT count(*) FROM pg_temp.log('20');
+BEGIN;
+SELECT dgen.cast('fsm/20', '{"do": "SELECT dgen.state_timeout(''0'', ''{\"in\": \"a\", \"postpone\": true, \"next\": \"b\"}'')"}') > 0;
+SELECT dgen.drain();
+COMMIT;
+SELECT pg_temp.log('20');
+SELECT status, state_name, postponed FROM dgen.servers WHERE server = 'fsm/20';
 -- they end with the incarnation, and nobody can send one
 SELECT dgen.call('fsm/10', '{"do": "SELECT dgen.state_timeout(''50 ms''), dgen.generic_timeout(''g'', ''50 ms'')", "reply": 1}');
 SELECT dgen.stop('fsm/10');
@@ -264,5 +292,5 @@ DROP OWNED BY regress_dgen_machine;
 DROP ROLE regress_dgen_machine;
 
 SET client_min_messages = error;
-SELECT dgen.drop_module('fsm', cascade => true), dgen.drop_module('lamp', cascade => true);
-DROP SCHEMA fsm, lamp CASCADE;
+SELECT dgen.drop_module('fsm', cascade => true), dgen.drop_module('lamp', cascade => true), dgen.drop_module('turn', cascade => true);
+DROP SCHEMA fsm, lamp, turn CASCADE;

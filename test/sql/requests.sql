@@ -273,6 +273,17 @@ SET dgen.inline = on;
 SELECT server, reply, error ->> 'sqlstate' AS sqlstate FROM dgen.multi_call(ARRAY['requests/m2', 'requests/m1'], '"fail"');
 RESET dgen.inline;
 
+--
+-- handled in the transaction that has sent it, a request ends as it does in a worker
+--
+SELECT dgen.alter_module('requests', auto_start => false) -> 'created';
+BEGIN;
+SELECT dgen.send_request('requests/d1', '1') AS d1, dgen.send_request('requests/d2', '1', expires => '1 us') AS d2 \gset
+SELECT dgen.drain();
+COMMIT;
+SELECT pg_temp.try(format('SELECT dgen.check_response(%s)', :d1));
+SELECT pg_temp.try(format('SELECT dgen.check_response(%s)', :d2));
+
 SELECT dgen.drop_module('requests', true);
 RESET ROLE;
 SET client_min_messages = warning;
