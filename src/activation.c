@@ -220,6 +220,7 @@ send_continue(DgenActivation *act)
 	msg.context = act->context;
 	msg.priority = 1;
 	msg.incarnation = server->incarnation;
+	dgen_mailbox_check_size(act->module, &msg);
 	dgen_mailbox_append(act->module, &msg);
 	server->continue_id = msg.id;
 	server->ahead = true;

@@ -829,6 +829,8 @@ extern void dgen_message_init(DgenMessage *msg, const DgenAddress *to, char kind
 extern void dgen_mailbox_send(DgenModule *module, DgenMessage *msgs, int n);
 /* the engine's own: behind all that waits, under a new id, whatever the limits */
 extern void dgen_mailbox_append(DgenModule *module, DgenMessage *msg);
+/* refuses what is larger than max_message_size; for append's callers that can tell somebody */
+extern void dgen_mailbox_check_size(DgenModule *module, const DgenMessage *msg);
 /* into dgen.delayed, under the id and with the due time that it has */
 extern void dgen_mailbox_schedule(DgenModule *module, DgenMessage *msg);
 /* inserts under its own id again (requeue, due): lowers the mark */

@@ -258,6 +258,7 @@ put_message(DgenModule *module, DgenServer *server, DgenMessage *msg)
 	msg->incarnation = msg->incarnation != 0 && server->active ? server->incarnation : 0;
 	if (msg->kind == DGEN_KIND_CONTINUE && !put_continue(server, msg))
 		return;
+	dgen_mailbox_check_size(module, msg);
 	if (msg->due_at > GetCurrentTimestamp())
 	{
 		msg->id = dgen_draw_id();

@@ -413,8 +413,9 @@ check_mailbox(DgenTable *table, DgenModule *module, const char *server, int64 ha
 						 module->name)));
 }
 
-static void
-check_size(DgenModule *module, const DgenMessage *msg)
+/* See dgen.h. */
+void
+dgen_mailbox_check_size(DgenModule *module, const DgenMessage *msg)
 {
 	if (VARSIZE(msg->message) > module->max_message_size)
 		ereport(ERROR,
@@ -519,7 +520,7 @@ dgen_mailbox_send(DgenModule *module, DgenMessage *msgs, int n)
 	{
 		DgenMessage *msg = &msgs[i];
 
-		check_size(module, msg);
+		dgen_mailbox_check_size(module, msg);
 		if (msg->due_at == 0)
 			send_now(module, msg, &pending, n == 1);
 		else
@@ -538,7 +539,8 @@ dgen_mailbox_send(DgenModule *module, DgenMessage *msgs, int n)
 /*
  * A message of the engine's own, behind all that waits: what has come due of a
  * server's timers, or the end of one that it watches.  Nobody is there to be
- * told that the mailbox is full.
+ * told that the mailbox is full, or that the message is larger than the module
+ * would take by now: an error would hold up the keeper, which serves all.
  */
 void
 dgen_mailbox_append(DgenModule *module, DgenMessage *msg)
@@ -548,9 +550,6 @@ dgen_mailbox_append(DgenModule *module, DgenMessage *msg)
 	bool		nulls[DGEN_MESSAGE_NATTS];
 	bool		known;
 
-	/* nothing may keep a supervisor from being told */
-	if (msg->kind != DGEN_KIND_EXIT)
-		check_size(module, msg);
 	(void) dgen_length_add(msg->hash, 1, &known);
 	dgen_bound_publish(msg->hash, dgen_last_message_id());
 	msg->id = dgen_draw_id();

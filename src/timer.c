@@ -182,6 +182,7 @@ dgen_timer_set(DgenModule *module, DgenServer *server, const char *name, Timesta
 	timer.incarnation = server->incarnation;
 	timer.due_at = due;
 	timer.sender_role = module->owner_name;
+	dgen_mailbox_check_size(module, &msg);
 	dgen_timer_insert(table, &timer);
 	dgen_timer_start(module, &msg, &timer, GetCurrentTimestamp());
 	CommandCounterIncrement();

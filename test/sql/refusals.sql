@@ -36,6 +36,11 @@ SELECT pg_temp.try(format('SELECT dgen.query(''refusals/a'', %L)', jsonb_build_o
 --
 SELECT pg_temp.try($$SELECT dgen.cast('refusals/a', to_jsonb(repeat('x', 2000)))$$);
 SELECT pg_temp.try($$SELECT dgen.call('refusals/a', to_jsonb(repeat('x', 2000)))$$);
+CREATE FUNCTION refusals.handle_continue(message jsonb, state jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT state';
+SELECT dgen.alter_module('refusals') -> 'altered';
+SELECT pg_temp.try($$SELECT dgen.call('refusals/a', '{"do": "SELECT dgen.continue(to_jsonb(repeat(''x'', 2000)))"}')$$);
+DROP FUNCTION refusals.handle_continue;
+SELECT dgen.alter_module('refusals') -> 'altered';
 SELECT pg_temp.try($$SELECT dgen.delete('refusals/a', tombstone => '296520 years')$$);
 SELECT pg_temp.try($$SELECT dgen.send_every('refusals/b', '1', every => '200000 years', name => 'late', start => '294276-01-01')$$);
 
@@ -138,15 +143,14 @@ ROLLBACK;
 -- A reply and a lock
 --
 CREATE SCHEMA hands;
-CREATE FUNCTION hands.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb, OUT noreply boolean, OUT lock boolean) LANGUAGE plpgsql AS $$
+CREATE FUNCTION hands.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb, OUT lock boolean) LANGUAGE plpgsql AS $$
 BEGIN
   PERFORM dgen.reply(dgen.from(), '1');
-  noreply := true;
   lock := true;
 END $$;
 CREATE PROCEDURE hands.handle_locked(kind text, message jsonb, INOUT state jsonb, INOUT reply jsonb) LANGUAGE plpgsql AS 'BEGIN END';
 SELECT dgen.create_module('hands') -> 'created';
-SELECT pg_temp.error($$SELECT dgen.call('hands/1', '1')$$);
+SELECT pg_temp.try($$SELECT dgen.call('hands/1', '1')$$);
 BEGIN;
 DROP INDEX dgen.member_server_idx;
 SELECT pg_temp.try($$SELECT dgen.drop_module('hands', cascade => true)$$);

@@ -241,6 +241,15 @@ SELECT dgen.alter_module('timers', ephemeral => true) IS NOT NULL;
 SELECT pg_temp.try($$SELECT dgen.call('timers/x', '{"timeout": "1 s"}')$$);
 SELECT dgen.alter_module('timers', ephemeral => false) IS NOT NULL;
 
+-- what was within the limit when it was set comes, whatever the limit is then
+BEGIN;
+SELECT dgen.start('timers/small', '{"timeout": "50 ms"}') > 0;
+SELECT dgen.send_after('timers/smaller', to_jsonb(repeat('x', 50)), '50 ms') > 0;
+SELECT dgen.alter_module('timers', max_message_size => 20) IS NOT NULL;
+COMMIT;
+SELECT pg_temp.timed_out('small'), pg_temp.until($$EXISTS (SELECT FROM timers.log WHERE server = 'timers/smaller')$$);
+SELECT pg_temp.handled();
+
 SELECT dgen.drop_module('timers', true);
 SET client_min_messages = warning;
 SELECT count(*) FROM dgen.delayed;
