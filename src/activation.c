@@ -250,6 +250,19 @@ refuse_lock_at_start(DgenServer *server)
 }
 
 /*
+ * The callback that is about to be called may be newer than the state, also
+ * than one that init has made a moment ago.
+ */
+static void
+catch_up(DgenActivation *act)
+{
+	if (act->module->vsn == NULL)
+		return;
+	dgen_migration_module(act);
+	dgen_migrate_server(act);
+}
+
+/*
  * A message brings its server to life: init, what that goes on with, and the
  * message are one activation.  Where the server ends on the way the message
  * has none.
@@ -273,9 +286,11 @@ begin_for_message(DgenActivation *act)
 		next.call = NULL;
 		next.request_id = 0;
 		CommandCounterIncrement();
+		catch_up(&next);
 		run_callback(&next);
 		if (next.locked)
 			refuse_lock_at_start(act->server);
+		act->module = next.module;
 		act->continue_with = next.continue_with;
 		act->outcome = next.exited ? DGEN_NO_SERVER : next.outcome;
 		act->reason = next.reason;
@@ -501,11 +516,7 @@ run_activation(DgenActivation *act)
 		if (act->outcome != DGEN_HANDLED)
 			return;
 	}
-	else if (act->module->vsn != NULL)
-	{
-		dgen_migration_module(act);
-		dgen_migrate_server(act);
-	}
+	catch_up(act);
 	if (act->module->machine)
 	{
 		dgen_machine_run(act);

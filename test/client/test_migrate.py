@@ -171,6 +171,24 @@ def test_migrate_all_commits_on_its_way(cluster):
         assert failing == [("m/003", "odd", "P0001")]
 
 
+def test_new_code_behind_init(cluster):
+    """While a server's first message runs init, new code comes: the state that
+    init has made is not given to it."""
+    cluster.psql("CREATE EXTENSION dgen")
+    with cluster.connect() as conn, cluster.connect() as other:
+        set_up(conn)
+        conn.execute(CODE.format(v=1).replace("SELECT '", "SELECT pg_advisory_xact_lock_shared(14); SELECT '"))
+        other.execute("SELECT pg_advisory_lock(14)")
+        conn.execute("SELECT dgen.cast('m/1', '0')")
+        wait_for(lambda: value(conn, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+        with conn.transaction():
+            deploy(conn, 2)
+        other.execute("SELECT pg_advisory_unlock(14)")
+        wait_idle(conn)
+        assert_nothing_left(conn)
+        assert value(conn, "SELECT dgen.state('m/1')") == {"v": 2, "n": 1}
+
+
 @pytest.mark.parametrize("how", ["lazily", "at once", "in chunks"])
 def test_clients_go_on(cluster, how):
     """Calls and casts while one version follows the other: no code meets a
