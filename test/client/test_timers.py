@@ -121,9 +121,9 @@ def test_many_timers_of_one_server(clock):
 @pytest.mark.seconds(180)
 def test_pg_cron(cluster):
     """What the reference says about cron expressions."""
-    library = cluster.run("pg_config", "--pkglibdir").strip() + "/pg_cron.so"
-    if not os.path.exists(library):
-        pytest.skip("no pg_cron: " + library)
+    control = cluster.run("pg_config", "--sharedir").strip() + "/extension/pg_cron.control"
+    if not os.path.exists(control):
+        pytest.skip("no pg_cron: " + control)
     cluster.configure({"shared_preload_libraries": "dgen,pg_cron", "cron.database_name": "postgres",
                        "cron.use_background_workers": "on"})
     cluster.restart()

@@ -197,8 +197,7 @@ MERGE INTO dgen.letter l USING (SELECT 1) x ON false WHEN MATCHED THEN DELETE;
 WITH gone AS (DELETE FROM dgen.server RETURNING *) SELECT count(*) FROM gone;
 SELECT FROM dgen.server FOR UPDATE;
 TRUNCATE dgen.message;
-COPY dgen.message FROM STDIN;
-\.
+\copy dgen.message FROM '/dev/null'
 -- each of them, views too
 CREATE FUNCTION pg_temp.write(c oid) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
