@@ -214,6 +214,7 @@ create_table(DgenModule *module)
 					 "server text COLLATE \"C\" PRIMARY KEY,"
 					 " key text COLLATE \"C\" NOT NULL,"
 					 " attributes jsonb NOT NULL)", name));
+	dgen_guard_revoke(dgen_attributes_table(module->id));
 	execute(psprintf("COMMENT ON TABLE %s IS %s", name,
 					 quote_literal_cstr(psprintf("attributes of the servers of module %s", module->name))));
 }

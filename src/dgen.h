@@ -1691,6 +1691,7 @@ extern PGDLLEXPORT void dgen_keeper_main(Datum main_arg);
 /* ----------------------------------------------------------------- guard.c */
 extern void dgen_guard_install(void);	/* a check of rights on dgen's tables */
 extern void dgen_guard_check_schema(void);	/* at CREATE EXTENSION: it must be ours alone */
+extern void dgen_guard_revoke(Oid relid);	/* what default privileges grant on what was made */
 
 /* ------------------------------------------------------------- lifecycle.c
  *

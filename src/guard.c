@@ -5,10 +5,11 @@
  *	  the extension is made in no schema that is another's.
  *
  * Who could write dgen.module or dgen.message could have code run as anybody,
- * so no role is granted that.  But members of pg_write_all_data may write all
- * tables there are, and are meant to change data, not to become superuser: a
- * check of ours refuses it to all but superusers.  pg_read_all_data may read
- * the tables, as it may read those of the modules.
+ * so no role is granted anything on them, and what default privileges grant is
+ * taken back.  But members of pg_write_all_data may write all tables there are,
+ * and are meant to change data, not to become superuser: a check of ours refuses
+ * it to all but superusers.  pg_read_all_data may read the tables, as it may
+ * read those of the modules.
  *
  * CREATE EXTENSION takes a schema that exists.  One that was prepared by
  * somebody else holds what he has put there, and he may put more there at any
@@ -25,11 +26,13 @@
 #include "access/table.h"
 #include "catalog/dependency.h"
 #include "catalog/indexing.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_depend.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_namespace.h"
 #include "commands/extension.h"
 #include "executor/executor.h"
+#include "nodes/makefuncs.h"
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -89,6 +92,93 @@ dgen_guard_install(void)
 	ExecutorCheckPerms_hook = check_perms;
 }
 
+/* ---------------------------------------------------------------- grants */
+
+static RoleSpec *
+role_spec(Oid role)
+{
+	RoleSpec   *spec = makeNode(RoleSpec);
+
+	spec->roletype = role == ACL_ID_PUBLIC ? ROLESPEC_PUBLIC : ROLESPEC_CSTRING;
+	spec->rolename = role == ACL_ID_PUBLIC ? NULL : GetUserNameFromId(role, false);
+	spec->location = -1;
+	return spec;
+}
+
+/* A List of RoleSpec: who has rights on a relation besides its owner. */
+static List *
+grantees_of(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	List	   *grantees = NIL;
+	Datum		value;
+	bool		isnull;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", relid);
+	value = SysCacheGetAttr(RELOID, tuple, Anum_pg_class_relacl, &isnull);
+	if (!isnull)
+	{
+		Acl		   *acl = DatumGetAclPCopy(value);
+
+		for (int i = 0; i < ACL_NUM(acl); i++)
+		{
+			if (ACL_DAT(acl)[i].ai_grantee != ((Form_pg_class) GETSTRUCT(tuple))->relowner)
+				grantees = lappend(grantees, role_spec(ACL_DAT(acl)[i].ai_grantee));
+		}
+	}
+	ReleaseSysCache(tuple);
+	return grantees;
+}
+
+/*
+ * A table or a sequence of ours has been made.  It is nobody's, also where ALTER
+ * DEFAULT PRIVILEGES has granted something on all that its owner makes.
+ */
+void
+dgen_guard_revoke(Oid relid)
+{
+	GrantStmt  *revoke = makeNode(GrantStmt);
+
+	revoke->grantees = grantees_of(relid);
+	if (revoke->grantees == NIL)
+		return;
+	revoke->targtype = ACL_TARGET_OBJECT;
+	revoke->objtype = get_rel_relkind(relid) == RELKIND_SEQUENCE ? OBJECT_SEQUENCE : OBJECT_TABLE;
+	revoke->objects = list_make1(makeRangeVar(get_namespace_name(get_rel_namespace(relid)),
+											  get_rel_name(relid), -1));
+	revoke->behavior = DROP_CASCADE;
+	ExecuteGrantStmt(revoke);
+	CommandCounterIncrement();
+}
+
+/* All tables and sequences in the schema. */
+static void
+revoke_all(Oid schema)
+{
+	Relation	rel = table_open(RelationRelationId, AccessShareLock);
+	List	   *found = NIL;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	ListCell   *lc;
+
+	ScanKeyInit(&key, Anum_pg_class_relnamespace, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(schema));
+	scan = systable_beginscan(rel, InvalidOid, false, NULL, 1, &key);
+	while ((tuple = systable_getnext(scan)) != NULL)
+	{
+		Form_pg_class form = (Form_pg_class) GETSTRUCT(tuple);
+
+		if (form->relkind == RELKIND_RELATION || form->relkind == RELKIND_SEQUENCE)
+			found = lappend_oid(found, form->oid);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	foreach(lc, found)
+		dgen_guard_revoke(lfirst_oid(lc));
+}
+
 /* ---------------------------------------------------------------- the schema */
 
 static void
@@ -134,8 +224,8 @@ check_schema_rights(Oid schema)
 }
 
 /*
- * CREATE EXTENSION is about to end: all that is in the schema must be the
- * extension's.
+ * CREATE EXTENSION has made its tables: all that is in the schema must be the
+ * extension's, and these nobody's.
  */
 void
 dgen_guard_check_schema(void)
@@ -164,4 +254,5 @@ dgen_guard_check_schema(void)
 	}
 	systable_endscan(scan);
 	table_close(depend, AccessShareLock);
+	revoke_all(schema);
 }

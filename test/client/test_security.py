@@ -538,6 +538,35 @@ def test_review_of_the_catalog(shared_cluster):
         assert [s for s in settings if "`%s`" % s not in text] == [], "what anybody may set is explained"
 
 
+def test_default_privileges(cluster):
+    """What they grant on all that a superuser makes is not granted on dgen's tables, now or in a dump."""
+    cluster.psql("""
+        CREATE ROLE reader;
+        CREATE ROLE "odd ""role";
+        CREATE ROLE owner LOGIN;
+        ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO reader, "odd ""role" WITH GRANT OPTION;
+        ALTER DEFAULT PRIVILEGES GRANT INSERT ON TABLES TO PUBLIC;
+        ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO reader, PUBLIC;
+        CREATE EXTENSION dgen;
+        CREATE SCHEMA shown AUTHORIZATION owner;
+        SET ROLE owner;
+        CREATE FUNCTION shown.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE sql AS $$ SELECT state, state $$;
+        CREATE FUNCTION shown.attributes(state jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT state $$;
+        SELECT dgen.create_module('shown');
+        RESET ROLE;
+        CREATE TABLE public.other (i integer);""")
+    granted = """SELECT c.oid::regclass::text, coalesce(a.grantee::regrole::text, 'PUBLIC'), a.privilege_type
+        FROM pg_class c, aclexplode(relacl) a WHERE relnamespace = '%s'::regnamespace AND relkind IN ('r', 'S') AND a.grantee <> relowner"""
+    with cluster.connect() as conn:
+        # the test would be worth nothing if they granted nothing
+        assert len(conn.execute(granted % "public").fetchall()) > 10
+        assert conn.execute(granted % "dgen").fetchall() == [("dgen.attributes_1", "owner", "SELECT")]
+        assert value(conn, "SELECT has_table_privilege('reader', 'dgen.servers', 'SELECT')") is True
+    dump = cluster.run("pg_dump", "-s", "-h", cluster.socket_dir, "-p", str(cluster.port), "-U", "postgres", "postgres")
+    assert re.findall(r"^(?:GRANT|REVOKE) .*(?:TABLE|SEQUENCE) dgen\..*", dump, re.M) == \
+        ["GRANT SELECT ON TABLE dgen.attributes_1 TO owner WITH GRANT OPTION;"]
+
+
 def test_review_of_the_scripts():
     """What the catalog does not show."""
     names = re.search(r"^SQL_PARTS = (.*)$", open(TOP + "/Makefile").read(), re.M).group(1).split()
