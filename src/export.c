@@ -277,7 +277,7 @@ write_row(Export *e, DgenModule *module)
 					   dgen_doc_suspension(server->suspended_at, server->suspended_by, NULL));
 }
 
-/* The rows of dgen.history(), for who reads the document. */
+/* The rows of dgen.history(), for who reads the document; by the snapshot that the rest is read by. */
 static void
 write_history(Export *e)
 {
@@ -289,7 +289,7 @@ write_history(Export *e)
 	SPI_connect();
 	if (SPI_execute_with_args("SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(h))"
 							  " FROM dgen.history($1, NULL, NULL) h",
-							  1, &type, &address, NULL, false, 0) != SPI_OK_SELECT)
+							  1, &type, &address, NULL, true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the history");
 	if (SPI_processed == 1)
 	{

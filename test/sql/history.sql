@@ -58,6 +58,10 @@ SELECT pg_temp.versions('a');
 -- what changes nothing makes none, but says that the last one is good
 SELECT dgen.call('history/a', '{}');
 SELECT pg_temp.versions('a', 8);
+-- in a document it is read by the snapshot that the state is read by
+SELECT dgen.call('history/doc', '{"n": 1}'), dgen.call('history/doc', '{"n": 2}');
+SELECT n, d -> 'version' AS version, d -> 'history' -> -1 -> 'version' AS last
+FROM (SELECT dgen.call('history/doc', '{"n": 3}') AS n, dgen.export('history/doc', false, true) AS d OFFSET 0) x;
 -- one that fails makes none
 SELECT pg_temp.error($$SELECT dgen.call('history/a', '{"n": 7, "fail": true}')$$);
 SELECT dgen.start('history/b', '{"b": [1, 2, 3]}');
