@@ -194,7 +194,7 @@ define_audit(void)
 							"Sets up to which size dgen.audit_log keeps what there was before a change.",
 							"What is larger cannot be undone by dgen.undo(); of a state the difference may be small enough.",
 							&dgen_audit_max_size,
-							1024, 0, MAX_KILOBYTES,
+							1024, 0, 128 * 1024,	/* a document of more might be too large for jsonb */
 							PGC_SIGHUP, GUC_UNIT_KB,
 							NULL, NULL, NULL);
 }
