@@ -140,6 +140,12 @@ dgen_address(PG_FUNCTION_ARGS)
 				 errhint("Pass the parts of the key as further arguments.")));
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), TEXTOID, -1, false, TYPALIGN_INT,
 					  &parts, &nulls, &nparts);
+	/* it would be taken for a name, and looked up */
+	if (nparts == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_BAD_ADDRESS),
+				 errmsg("address in module \"%s\" has no key", buf.data),
+				 errhint(ADDRESS_HINT)));
 	for (int i = 0; i < nparts; i++)
 	{
 		if (nulls[i])
