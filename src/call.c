@@ -548,28 +548,59 @@ is_starved(Outstanding *o, TimestampTz now)
 		TimestampDifferenceExceeds(refused_at, now, STARVED_MS);
 }
 
-/* The deadline has come before the reply. */
+/*
+ * Was there no worker, and could none be had?  The caller has waited for so
+ * many ms.  Read without the pool's lock: at worst the other error is raised.
+ */
 static void
-raise_timeout(Outstanding *o)
+raise_if_no_worker(int poolno, const char *server, int64 waited)
 {
-	DgenDatabase *db = dgen_database(MyDatabaseId, false);
-	TimestampTz refused_at = dgen_shared->pools[o->call->pool].refused_at;
-	int64		waited = (GetCurrentTimestamp() - o->call->issued_at) / 1000;
-	char	   *server = pstrdup(o->server);
+	DgenPool   *pool = &dgen_shared->pools[poolno];
+	int			failures = pool->start_failures;
 
-	untrack(o);
-	if (refused_at != 0 && db != NULL)
+	if (dgen_database(MyDatabaseId, false) == NULL || pool->kind == DGEN_POOL_EXTERNAL)
+		return;
+	if (pool->refused_at != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DGEN_NO_WORKER),
 				 errmsg("no worker can be started for server \"%s\"", server),
 				 errdetail("The call did not happen: no background worker was free for %lld ms.",
 						   (long long) waited),
 				 errhint("Raise max_worker_processes, and see dgen.workers.")));
+	if (pool->nworkers > 0)
+		return;
+	if (dgen_shared->launcher_pid == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_NO_WORKER),
+				 errmsg("no worker can be started for server \"%s\"", server),
+				 errdetail("The call did not happen: dgen's launcher does not run."),
+				 errhint("See the server's log; if all of max_worker_processes were taken when the server was started, raise that, and restart it.")));
+	if (failures > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_NO_WORKER),
+				 errmsg("no worker can be started for server \"%s\"", server),
+				 errdetail("The call did not happen: workers of the module's owner end as they start, the last %d in a row.",
+						   failures),
+				 errhint("SELECT dgen.why(%s), or the server's log, tells why.",
+						 quote_literal_cstr(server))));
+}
+
+/* The deadline has come before the reply. */
+static void
+raise_timeout(Outstanding *o)
+{
+	int64		waited = (GetCurrentTimestamp() - o->call->issued_at) / 1000;
+	int			pool = o->call->pool;
+	char	   *server = pstrdup(o->server);
+
+	untrack(o);
+	raise_if_no_worker(pool, server, waited);
 	ereport(ERROR,
 			(errcode(ERRCODE_DGEN_TIMEOUT),
 			 errmsg("call to server \"%s\" timed out", server),
 			 errdetail("It did not happen. The caller waited %lld ms.", (long long) waited),
-			 errhint("See dgen.servers and dgen.messages for what the server is doing, or pass a longer timeout.")));
+			 errhint("SELECT dgen.why(%s) tells what it waits for; or pass a longer timeout.",
+					 quote_literal_cstr(server))));
 }
 
 /*

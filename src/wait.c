@@ -209,7 +209,8 @@ dgen_wait_server(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_DGEN_TIMEOUT),
 				 errmsg("server \"%s\" is not %s after %lld ms",
 						address.text, wanted_names[wanted], (long long) (timeout / 1000)),
-				 errhint("See dgen.servers and dgen.messages for what it is doing, or pass a longer timeout.")));
+				 errhint("SELECT dgen.why(%s) tells what it waits for; or pass a longer timeout.",
+						 quote_literal_cstr(address.text))));
 	dgen_waiter_remove();
 	SPI_finish();
 	PG_RETURN_VOID();

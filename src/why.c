@@ -122,7 +122,10 @@ tell_of_database(Why *w)
 	else
 	{
 		w->blocked = false;
-		if (!keeper_runs(dgen_database(MyDatabaseId, false)))
+		if (dgen_shared->launcher_pid == 0)
+			say(w->rsinfo, "dgen's launcher does not run, so no worker is started: it begins again within seconds, or found all of max_worker_processes (%d) taken when the server was started: ALTER SYSTEM SET max_worker_processes, and restart the server.",
+				max_worker_processes);
+		else if (!keeper_runs(dgen_database(MyDatabaseId, false)))
 			say(w->rsinfo, "The keeper of this database does not run, so what is due does not come; the launcher starts it within seconds unless all of max_worker_processes are taken: see pg_stat_activity, and the server's log.");
 	}
 }

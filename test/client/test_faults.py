@@ -630,6 +630,14 @@ def test_no_worker_to_be_had(cluster):
         assert done(conn) == 0
     warnings = cluster.log_since_mark().count("out of background worker slots for dgen")
     assert warnings == 1
+    # nor has the launcher a place, then
+    cluster.configure(max_worker_processes=0)
+    cluster.restart()
+    with cluster.connect() as conn:
+        with pytest.raises(psycopg.Error) as raised:
+            conn.execute("SELECT dgen.call('m/1', '{}', timeout => '1 s')")
+        assert raised.value.sqlstate == "OT015" and "launcher" in raised.value.diag.message_detail
+        assert "dgen's launcher does not run" in value(conn, "SELECT dgen.why('m/1') LIMIT 1")
     cluster.configure(max_worker_processes=8)
     cluster.restart()
     with cluster.connect() as conn:

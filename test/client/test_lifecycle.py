@@ -670,7 +670,9 @@ def test_owners_that_go(cluster):
             wait_for(lambda: value(conn, "SELECT dgen.state('m/1')") > n + 3)
         else:
             cluster.wait_for_log("not permitted to log in")
-            assert error(conn, "SELECT dgen.call('m/2', '{}', timeout => '3 s')").sqlstate in ("OT001", "OT015")
+            e = error(conn, "SELECT dgen.call('m/2', '{}', timeout => '3 s')")
+            assert e.sqlstate == "OT015" and "end as they start" in e.diag.message_detail, e
+            assert e.diag.message_hint.startswith("SELECT dgen.why('m/2')"), e.diag.message_hint
             time.sleep(2)
             assert cluster.log_text().count("not permitted to log in") < 10
             conn.execute("ALTER ROLE new LOGIN")
