@@ -339,6 +339,18 @@ dgen_drain(PG_FUNCTION_ARGS)
 
 /* ---------------------------------------------------------------- wait_idle */
 
+/* A message of this transaction is handled once that commits, not while it waits. */
+static void
+check_not_own(HeapTuple message, const char *to)
+{
+	if (TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(message->t_data)))
+		ereport(ERROR,
+				(errcode(ERRCODE_DGEN_WOULD_OVERTAKE),
+				 errmsg("server \"%s\" cannot become idle before this transaction commits", to),
+				 errdetail("This transaction has sent it a message, which is handled after that."),
+				 errhint("COMMIT first; or, in a test that is rolled back, use dgen.drain().")));
+}
+
 /* Is there a message for the server (or, by hash, an effect of it), the module, or anybody? */
 static bool
 is_busy(const char *server, int64 hash, const char *module)
@@ -362,6 +374,8 @@ is_busy(const char *server, int64 hash, const char *module)
 
 		busy = server ? strcmp(to, server) == 0 :
 			module ? strncmp(to, module, len) == 0 && to[len] == '/' : true;
+		if (busy)
+			check_not_own(tuple, to);
 		CHECK_FOR_INTERRUPTS();
 	}
 	dgen_scan_end(scan);

@@ -311,6 +311,17 @@ SELECT dgen.wait_idle('messages/idle', timeout => '1 ms'), dgen.wait_idle('messa
   dgen.wait_idle(module => 'messages', timeout => '0');
 SELECT dgen.resume('messages/idle');
 SELECT dgen.wait_idle(module => 'messages'), dgen.wait_idle(everything => true);
+-- nobody handles what this transaction has sent while it waits for that
+BEGIN;
+SELECT dgen.cast('messages/idle', '1') > 0;
+SELECT dgen.wait_idle('messages/other');
+SELECT pg_temp.try($$SELECT dgen.wait_idle('messages/idle')$$);
+SELECT pg_temp.error($$SELECT dgen.wait_idle(module => 'messages')$$);
+SAVEPOINT s;
+SELECT dgen.cast('messages/other', '1') > 0;
+ROLLBACK TO s;
+SELECT dgen.wait_idle('messages/other');
+ROLLBACK;
 SELECT pg_temp.try($$SELECT dgen.wait_idle()$$);
 SELECT pg_temp.error($$SELECT dgen.wait_idle('messages/a', module => 'messages')$$);
 SELECT pg_temp.error($$SELECT dgen.wait_idle('messages/a', timeout => '-1 s')$$);
