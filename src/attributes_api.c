@@ -243,22 +243,45 @@ create_view(DgenModule *module)
 }
 
 /*
+ * Take the table from those who owned the module before: those who may grant
+ * it, which only settle_owner() lets anybody.  The view's owner does not tell
+ * who they are: REASSIGN OWNED, or ALTER VIEW, may have given it away.
+ */
+static void
+revoke_from_former_owners(DgenModule *module, Oid table)
+{
+	Oid			types[] = {OIDOID, OIDOID};
+	Datum		values[] = {ObjectIdGetDatum(table), ObjectIdGetDatum(module->owner)};
+	char	   *roles = NULL;
+
+	SPI_connect();
+	if (SPI_execute_with_args("SELECT string_agg(DISTINCT grantee::regrole::text, ', ')"
+							  " FROM pg_class, aclexplode(relacl)"
+							  " WHERE pg_class.oid = $1 AND is_grantable"
+							  " AND grantee NOT IN (0, relowner, $2)",
+							  2, types, values, NULL, false, 1) < 0)
+		elog(ERROR, "could not look for former owners");
+	if (SPI_processed > 0)
+		roles = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	if (roles != NULL)
+		execute(psprintf("REVOKE ALL ON %s FROM %s CASCADE", table_name(module), roles));
+	SPI_finish();
+}
+
+/*
  * Table and view serve the module's owner, who may be another than before.
  * He gets no view that reads more than it should, with his rights.
  */
 static void
 settle_owner(DgenModule *module, Oid table, Oid view)
 {
-	Oid			before = relation_owner(view);
-	char	   *name = table_name(module);
-
-	execute(psprintf("GRANT SELECT ON %s TO %s WITH GRANT OPTION", name, role_name(module->owner)));
-	if (before == module->owner)
+	execute(psprintf("GRANT SELECT ON %s TO %s WITH GRANT OPTION", table_name(module),
+					 role_name(module->owner)));
+	revoke_from_former_owners(module, table);
+	if (relation_owner(view) == module->owner)
 		return;
 	define_view(module, view_name(view));
 	execute(psprintf("ALTER VIEW %s OWNER TO %s", view_name(view), role_name(module->owner)));
-	if (before != relation_owner(table))
-		execute(psprintf("REVOKE ALL ON %s FROM %s CASCADE", name, role_name(before)));
 }
 
 static void

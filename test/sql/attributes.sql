@@ -326,6 +326,14 @@ SELECT viewowner FROM pg_views WHERE schemaname = 'attributes_moved';
 SELECT grantee::regrole, is_grantable FROM pg_class, aclexplode(relacl)
 WHERE relname = 'attributes_' || (SELECT id FROM dgen.module WHERE name = 'attributes_too') AND grantee <> relowner;
 SELECT * FROM attributes_moved.servers;
+-- nor does the former owner keep a right on the table where the view went with the functions
+CREATE ROLE regress_dgen_attributes_heir LOGIN;
+REASSIGN OWNED BY regress_dgen_attributes_operator TO regress_dgen_attributes_heir;
+SELECT viewowner FROM pg_views WHERE schemaname = 'attributes_moved';
+SELECT dgen.alter_module('attributes_too') -> 'owner';
+SELECT grantee::regrole, is_grantable FROM pg_class, aclexplode(relacl)
+WHERE relname = 'attributes_' || (SELECT id FROM dgen.module WHERE name = 'attributes_too') AND grantee <> relowner;
+SELECT * FROM attributes_moved.servers;
 -- without the callback there is neither table nor view; nor for an ephemeral one
 SELECT dgen.alter_module('attributes_too', callbacks => '{"attributes": null}') -> 'callbacks' ? 'attributes';
 SELECT to_regclass('attributes_moved.servers'), count(*) FROM pg_class WHERE relname ~ '^attributes_\d+$';
@@ -359,4 +367,4 @@ FROM pg_class WHERE relname ~ '^attributes_\d+' OR relname ~ '^regress';
 SELECT count(*) FROM pg_depend WHERE refclassid = 'pg_extension'::regclass AND deptype = 'x';
 SET client_min_messages = warning;
 DROP SCHEMA attributes, attributes_moved CASCADE;
-DROP ROLE regress_dgen_attributes, regress_dgen_attributes_reader, regress_dgen_attributes_operator;
+DROP ROLE regress_dgen_attributes, regress_dgen_attributes_reader, regress_dgen_attributes_operator, regress_dgen_attributes_heir;
