@@ -945,6 +945,25 @@ refuse_member(DgenModule *module, const char *what, const char *option, const ch
 					 quote_literal_cstr(module->name), option, quote_identifier(user))));
 }
 
+/* The module has no such callback, so there is no EXECUTE that would give the right. */
+static void
+refuse_send(DgenModule *module, DgenCallbackKind kind)
+{
+	char	   *user = GetUserNameFromId(GetUserId(), false);
+
+	if (module->external || module->clients != NULL)
+		refuse_member(module, "send to", "clients", module->clients);
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied to send to module \"%s\"", module->name),
+			 errdetail("It has no callback %s, on which role \"%s\" could have EXECUTE.",
+					   dgen_callback_name(kind), user),
+			 kind == DGEN_HANDLE_INFO ?
+			 errhint("Have its owner define it; or run dgen.alter_module(%s, clients => ...) to name a role, and GRANT that role TO %s.",
+					 quote_literal_cstr(module->name), quote_identifier(user)) :
+			 errhint("Have its owner define it.")));
+}
+
 /*
  * Whose EXECUTE is the right to send?  All events of a state machine go to one
  * function, or to one a state: then init stands for them.
@@ -1015,7 +1034,7 @@ dgen_module_check_send(DgenModule *module, DgenCallbackKind kind)
 						   user, dgen_callback_name(kind)),
 				 errhint("Run GRANT EXECUTE ON FUNCTION %s TO %s.",
 						 format_procedure_qualified(function), quote_identifier(user))));
-	refuse_member(module, "send to", "clients", module->clients);
+	refuse_send(module, kind);
 }
 
 void

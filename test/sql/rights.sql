@@ -25,6 +25,22 @@ REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA rights FROM PUBLIC;
 SELECT dgen.create_module('rights', invoke_isolation => 'any', operators => 'regress_dgen_operator',
   clients => 'regress_dgen_client', readers => 'regress_dgen_reader') -> 'owner';
 SELECT dgen.call('rights/a', '["1"]');
+-- where the callback is missing there is no EXECUTE that could be granted
+RESET ROLE;
+CREATE SCHEMA lacks AUTHORIZATION regress_dgen_owner;
+SET ROLE regress_dgen_owner;
+CREATE FUNCTION lacks.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE sql AS $$ SELECT $2, $1 $$;
+SELECT dgen.create_module('lacks') -> 'created';
+GRANT USAGE ON SCHEMA lacks TO regress_dgen_stranger;
+SET ROLE regress_dgen_stranger;
+SELECT dgen.call('lacks/a', '1');
+SELECT dgen.cast('lacks/a', '1');
+SELECT dgen.query('lacks/a', '1');
+SELECT dgen.send('lacks/a', '1');
+SET ROLE regress_dgen_owner;
+SELECT dgen.cast('lacks/a', '1');
+SELECT dgen.drop_module('lacks', "cascade" => true);
+DROP SCHEMA lacks CASCADE;
 
 -- every function that takes the address of a server, or one of a message or a module, by a role
 RESET ROLE;
