@@ -945,23 +945,42 @@ refuse_member(DgenModule *module, const char *what, const char *option, const ch
 					 quote_literal_cstr(module->name), option, quote_identifier(user))));
 }
 
-/* The module has no such callback, so there is no EXECUTE that would give the right. */
 static void
-refuse_send(DgenModule *module, DgenCallbackKind kind)
+refuse_usage(DgenModule *module, Oid schema)
 {
 	char	   *user = GetUserNameFromId(GetUserId(), false);
+	char	   *name = get_namespace_name(schema);
 
-	if (module->external || module->clients != NULL)
-		refuse_member(module, "send to", "clients", module->clients);
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			 errmsg("permission denied to send to module \"%s\"", module->name),
-			 errdetail("It has no callback %s, on which role \"%s\" could have EXECUTE.",
-					   dgen_callback_name(kind), user),
-			 kind == DGEN_HANDLE_INFO ?
-			 errhint("Have its owner define it; or run dgen.alter_module(%s, clients => ...) to name a role, and GRANT that role TO %s.",
-					 quote_literal_cstr(module->name), quote_identifier(user)) :
-			 errhint("Have its owner define it.")));
+			 errdetail("Role \"%s\" has no USAGE on schema \"%s\".", user, name),
+			 errhint("Run GRANT USAGE ON SCHEMA %s TO %s.",
+					 quote_identifier(name), quote_identifier(user))));
+}
+
+/*
+ * There is no such callback, so no EXECUTE that would give the right.  Who has
+ * USAGE on the schema is told so, as its owner is; but what has no handle_info
+ * takes infos, from members.
+ */
+static void
+refuse_without_callback(DgenModule *module, DgenCallbackKind kind)
+{
+	if (module->external || (kind == DGEN_HANDLE_INFO && module->clients != NULL))
+		refuse_member(module, "send to", "clients", module->clients);
+	if (OidIsValid(module->schema) &&
+		object_aclcheck(NamespaceRelationId, module->schema, GetUserId(), ACL_USAGE) != ACLCHECK_OK)
+		refuse_usage(module, module->schema);
+	if (kind == DGEN_HANDLE_INFO)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to send to module \"%s\"", module->name),
+				 errdetail("It has no callback %s, on which role \"%s\" could have EXECUTE.",
+						   dgen_callback_name(kind), GetUserNameFromId(GetUserId(), false)),
+				 errhint("Have its owner define it, or name a role by dgen.alter_module(%s, clients => ...).",
+						 quote_literal_cstr(module->name))));
+	dgen_callback_unusable(module, kind);
 }
 
 /*
@@ -1017,24 +1036,21 @@ dgen_module_check_send(DgenModule *module, DgenCallbackKind kind)
 		return;
 	}
 
-	user = GetUserNameFromId(GetUserId(), false);
 	if (OidIsValid(schema))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied to send to module \"%s\"", module->name),
-				 errdetail("Role \"%s\" has no USAGE on schema \"%s\".",
-						   user, get_namespace_name(schema)),
-				 errhint("Run GRANT USAGE ON SCHEMA %s TO %s.",
-						 quote_identifier(get_namespace_name(schema)), quote_identifier(user))));
-	if (OidIsValid(function))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied to send to module \"%s\"", module->name),
-				 errdetail("Role \"%s\" has no EXECUTE on its callback %s.",
-						   user, dgen_callback_name(kind)),
-				 errhint("Run GRANT EXECUTE ON FUNCTION %s TO %s.",
-						 format_procedure_qualified(function), quote_identifier(user))));
-	refuse_send(module, kind);
+		refuse_usage(module, schema);
+	if (!OidIsValid(function))
+	{
+		refuse_without_callback(module, kind);
+		return;
+	}
+	user = GetUserNameFromId(GetUserId(), false);
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied to send to module \"%s\"", module->name),
+			 errdetail("Role \"%s\" has no EXECUTE on its callback %s.",
+					   user, dgen_callback_name(kind)),
+			 errhint("Run GRANT EXECUTE ON FUNCTION %s TO %s.",
+					 format_procedure_qualified(function), quote_identifier(user))));
 }
 
 void

@@ -138,7 +138,14 @@ tell_of_module(Why *w)
 	DgenModule *module = w->module;
 	DgenModuleRow row;
 	TimestampTz since = 0;
+	char	   *faults = dgen_callbacks_faults(module);
 
+	if (faults != NULL)
+		say(w->rsinfo, "Module \"%s\" has a callback that is not usable, so what it would handle is refused or held: %s Define it rightly; SELECT dgen.alter_module(%s) tells how.",
+			module->name, faults, quoted(module->name));
+	else if (!module->external && !OidIsValid(module->schema))
+		say(w->rsinfo, "Schema \"%s\" of module \"%s\" does not exist, so calls and casts are refused: make it again with its functions, and SELECT dgen.alter_module(%s); or SELECT dgen.drop_module(%s, true).",
+			module->schema_name, module->name, quoted(module->name), quoted(module->name));
 	if (module->owner_fault == NULL && !module->suspended)
 		return;
 	w->blocked = true;

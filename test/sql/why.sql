@@ -8,6 +8,7 @@ CREATE ROLE regress_dgen_why_reader;
 CREATE ROLE regress_dgen_why_stranger;
 CREATE SCHEMA why AUTHORIZATION regress_dgen_why;
 CREATE SCHEMA why2 AUTHORIZATION regress_dgen_why;
+CREATE SCHEMA why3 AUTHORIZATION regress_dgen_why;
 SELECT nspname AS temp FROM pg_namespace WHERE oid = pg_my_temp_schema() \gset
 GRANT USAGE ON SCHEMA :temp TO PUBLIC;
 -- without times, ids, process ids
@@ -52,6 +53,18 @@ END $$;
 SELECT dgen.create_module('why', max_attempts => 9, backoff_initial => '1 h', backoff_max => '1 h', breaker => 0,
   readers => 'regress_dgen_why_reader') -> 'created';
 SELECT dgen.create_module('why2', external => true, auto_start => true) -> 'created';
+
+--
+-- A module without its schema, or with a callback that cannot be one
+--
+CREATE FUNCTION why3.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE sql AS $$ SELECT $2, $1 $$;
+SELECT dgen.create_module('why3') -> 'created';
+CREATE FUNCTION why3.handle_cast(message jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT $1 $$;
+SELECT pg_temp.why('why3/a');
+DROP SCHEMA why3 CASCADE;
+SELECT pg_temp.why('why3/a');
+SELECT pg_temp.error($$SELECT dgen.call('why3/a', '1')$$);
+SELECT dgen.drop_module('why3', true);
 
 --
 -- Not started, idle, stopped, deleted
