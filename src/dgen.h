@@ -1014,7 +1014,8 @@ extern Jsonb *dgen_ephemeral_join(DgenServer *server);
 typedef struct DgenResult
 {
 	bool		has_state;
-	Jsonb	   *state;			/* SQL null gives JSON null */
+	Jsonb	   *state;			/* SQL null gives JSON null, where it is not refused */
+	bool		state_is_null;	/* SQL null */
 	bool		has_reply;
 	Jsonb	   *reply;
 	bool		noreply;
@@ -1105,7 +1106,9 @@ typedef enum DgenIdentity
 
 extern void dgen_handler_run(DgenScope *scope, DgenCallbackKind kind, DgenIdentity identity,
 							 int nargs, NullableDatum *args, DgenResult *result);
-/* the same for a function that is no callback */
+/* OT012, but of init, and where there is no state */
+extern void dgen_handler_refuse_null(DgenModule *module, DgenCallbackKind kind);
+/* the same as dgen_handler_run() for a function that is no callback */
 extern void dgen_handler_effect(DgenScope *scope, DgenIdentity identity, FmgrInfo *function,
 								int nargs, NullableDatum *args, DgenResult *result);
 extern void dgen_scope_say(DgenDirective what, const char *text, const Interval *interval,

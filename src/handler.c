@@ -395,6 +395,7 @@ take_field(DgenResultField field, Datum value, bool isnull, DgenResult *result)
 	{
 		case DGEN_RESULT_STATE:
 			result->has_state = true;
+			result->state_is_null = isnull;
 			result->state = jsonb_or_null(value, isnull);
 			break;
 		case DGEN_RESULT_REPLY:
@@ -427,6 +428,7 @@ take_field(DgenResultField field, Datum value, bool isnull, DgenResult *result)
 			break;
 		case DGEN_RESULT_DATA:
 			result->has_state = true;
+			result->state_is_null = isnull;
 			result->state = jsonb_or_null(value, isnull);
 			break;
 		case DGEN_RESULT_NEXT_STATE:
@@ -669,6 +671,24 @@ call_function(DgenScope *scope, FmgrInfo *function, int nargs, int given, Nullab
 }
 
 /*
+ * A callback returned SQL NULL as the state, which is what jsonb_set(), || and
+ * a result that was forgotten give: shall all that the server knows be lost for
+ * that?  Who means it returns JSON null.
+ */
+void
+dgen_handler_refuse_null(DgenModule *module, DgenCallbackKind kind)
+{
+	if (kind == DGEN_INIT || module->ephemeral)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_DGEN_INVALID_STATE),
+			 errmsg("callback %s of module \"%s\" returned NULL as the state",
+					dgen_callback_name(kind), module->name),
+			 errdetail("The state stays as it was."),
+			 errhint("jsonb_set(), jsonb_insert() and || give NULL where an argument is NULL. If the state is to be emptied, return 'null'::jsonb.")));
+}
+
+/*
  * Run one callback.  what describes the scope (copied).  Results are in the
  * current memory context.  Raises what the callback raises; then the caller's
  * (sub)transaction must abort, which restores user, settings and scope.
@@ -689,6 +709,9 @@ dgen_handler_run(DgenScope *what, DgenCallbackKind kind, DgenIdentity identity,
 	value = call_function(scope, &cb->flinfo, cb->nargs, nargs, args, &isnull);
 	decode_result(cb, value, isnull, result);
 	merge_directives(scope, result);
+	/* unless the state goes anyway, or the activation is undone */
+	if (result->state_is_null && !result->exit && !result->reject && !result->retry_after)
+		dgen_handler_refuse_null(what->module, kind);
 	leave(scope, &before);
 }
 

@@ -360,8 +360,12 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 
 	slot_getallattrs(slot);
 	for (int i = 0; i < Min(w->ncolumns, slot->tts_tupleDescriptor->natts); i++)
+	{
+		if (slot->tts_isnull[i] && w->columns[i] == DGEN_RESULT_STATE)
+			dgen_handler_refuse_null(w->module, DGEN_HANDLE_LOCKED);
 		w->results[i] = slot->tts_isnull[i] ? dgen_json_null() :
 			(Jsonb *) PG_DETOAST_DATUM_COPY(slot->tts_values[i]);
+	}
 	MemoryContextSwitchTo(old);
 	return true;
 }

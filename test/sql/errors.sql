@@ -5,6 +5,7 @@
 \i :dir/sql/helpers.psql
 CREATE ROLE regress_dgen_errors LOGIN;
 CREATE SCHEMA errors AUTHORIZATION regress_dgen_errors;
+CREATE SCHEMA slips AUTHORIZATION regress_dgen_errors;
 SET ROLE regress_dgen_errors;
 CREATE FUNCTION errors.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE sql AS $$ SELECT state, request $$;
 SELECT dgen.create_module('errors', invoke_isolation => 'any') -> 'created';
@@ -93,6 +94,46 @@ SELECT pg_temp.error(s) FROM unnest(ARRAY[
   'SELECT dgen.cast(''errors/a'', ''1'', priority => ''x'')']) s;
 
 --
+-- A state of NULL, by mistake: nothing is lost for it
+--
+CREATE FUNCTION slips.init(args jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT '{"n": 1}'::jsonb $$;
+CREATE FUNCTION slips.handle_call(request jsonb, old jsonb, OUT new_state jsonb, OUT reply jsonb, OUT exit text, OUT reject text)
+LANGUAGE plpgsql AS $$
+BEGIN
+  new_state := jsonb_set(old, '{n}', request -> 'n');
+  exit := request ->> 'exit';
+  reject := request ->> 'reject';
+  IF request ? 'lock' THEN
+    PERFORM dgen.lock();
+    new_state := old;
+  END IF;
+END $$;
+CREATE FUNCTION slips.handle_cast(message jsonb, state jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT $2 || ($1 -> 'add') $$;
+CREATE PROCEDURE slips.handle_locked(kind text, message jsonb, INOUT state jsonb, INOUT reply jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+  state := state -> 'none';
+END $$;
+SELECT dgen.create_module('slips', max_attempts => 1) -> 'created';
+SELECT dgen.call('slips/a', '{"n": 2}');
+SELECT pg_temp.try($$SELECT dgen.call('slips/a', '{}')$$);
+SELECT pg_temp.error($$SELECT dgen.try('slips', 'handle_cast', '{}', '{}')$$);
+SELECT pg_temp.error($$SELECT dgen.call('slips/a', '{"reject": "no"}')$$);
+SELECT dgen.cast('slips/a', '{}') > 0, dgen.cast('slips/a', '{"add": {"more": true}}') > 0;
+SELECT dgen.wait_idle('slips/a');
+SELECT message, sqlstate, error ->> 'message' AS message FROM dgen.dead_letters WHERE server = 'slips/a';
+SELECT pg_temp.error($$SELECT dgen.call('slips/a', '{"lock": true}')$$);
+SELECT dgen.state('slips/a');
+-- but for who goes, for who begins with it, and where there is none
+SELECT dgen.call('slips/a', '{"exit": "normal"}');
+CREATE OR REPLACE FUNCTION slips.init(args jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT NULL::jsonb $$;
+SELECT dgen.start('slips/b') > 0, dgen.state('slips/b');
+SELECT dgen.alter_module('slips', '{"handle_locked": null}', ephemeral => true) -> 'created';
+SELECT dgen.cast('slips/c', '{}') > 0;
+SELECT dgen.wait_idle('slips/c');
+SELECT count(*) FROM dgen.dead_letters WHERE server = 'slips/c';
+SELECT dgen.drop_module('slips', true);
+
+--
 -- Every error of dgen says what to do
 --
 SELECT s, pg_temp.try(s) FROM unnest(ARRAY['SELECT dgen.call(''errors/'', NULL)', 'SELECT dgen.self()', 'SELECT dgen.exit(''a'')',
@@ -104,5 +145,5 @@ SELECT pg_postmaster_start_time() < now() - interval '0 s', pg_is_in_recovery();
 SELECT dgen.drop_module('errors', true);
 RESET ROLE;
 SET client_min_messages = warning;
-DROP SCHEMA errors CASCADE;
+DROP SCHEMA errors, slips CASCADE;
 DROP ROLE regress_dgen_errors;

@@ -196,6 +196,8 @@ SELECT pg_temp.error($$SELECT * FROM dgen.migrate('migrate')$$);
 DROP FUNCTION migrate.code_change(text, jsonb);
 CREATE FUNCTION migrate.code_change(old_vsn text, state jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT NULL::jsonb $$;
 SELECT count(*) FROM dgen.migrate('migrate');
+CREATE OR REPLACE FUNCTION migrate.code_change(old_vsn text, state jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT 'null'::jsonb $$;
+SELECT count(*) FROM dgen.migrate('migrate');
 SELECT dgen.state('migrate/s2');
 -- the same state: the vsn is written all the same
 CREATE OR REPLACE FUNCTION migrate.code_change(old_vsn text, state jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT state $$;
@@ -242,13 +244,13 @@ SELECT pg_temp.try($$SELECT dgen.call('migrate/s1', '1')$$);
 --
 CREATE OR REPLACE FUNCTION migrate.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE plpgsql AS $$
 BEGIN
-  state := to_jsonb(dgen.message_vsn());
+  state := coalesce(to_jsonb(dgen.message_vsn()), 'null');
   IF request ? 'cast' THEN
     PERFORM dgen.cast(request ->> 'cast', '1');
   ELSIF request ? 'invoke' THEN
     reply := dgen.invoke(request ->> 'invoke', '{}');
   END IF;
-  reply := coalesce(reply, state, '"none"');
+  reply := coalesce(reply, to_jsonb(dgen.message_vsn()), '"none"');
 END $$;
 CREATE OR REPLACE FUNCTION migrate.handle_cast(message jsonb, state jsonb) RETURNS jsonb LANGUAGE sql AS $$
   SELECT to_jsonb(dgen.message_vsn()) $$;
