@@ -255,6 +255,18 @@ put_back(Undo *u, DgenMessage *msg, const char *status)
 	}
 }
 
+/* The server goes on with this one before all others, as it would have; unless it goes on with another. */
+static void
+note_continue(DgenServer *server, DgenMessage *msg)
+{
+	if (msg->kind != DGEN_KIND_CONTINUE || !server->active || server->continue_id != 0)
+		return;
+	msg->incarnation = server->incarnation;
+	server->continue_id = msg->id;
+	server->ahead = true;
+	server->dirty = true;
+}
+
 /* Under the lease: nobody moves a message of the server meanwhile. */
 static void
 undo_discard(Undo *u)
@@ -287,6 +299,8 @@ undo_discard(Undo *u)
 				 errhint("See dgen.messages and dgen.dead_letters.")));
 	/* as a dead letter that is requeued: for whichever incarnation lives */
 	msg.incarnation = msg.timer = 0;
+	if (strcmp(status, "dead") != 0)
+		note_continue(server, &msg);
 	put_back(u, &msg, status);
 	dgen_audit_message(&audit, &msg, status);
 	audit.after = audit.before;

@@ -215,6 +215,19 @@ SELECT dgen.cast('cont/w', '{"continue": {"do": "SELECT 1/0"}}') > 0;
 SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.attempt WHERE server = 'cont/w')$$);
 SELECT dgen.stop('cont/w');
 SELECT (SELECT count(*) FROM dgen.attempt WHERE server = 'cont/w') AS attempts, (SELECT count(*) FROM dgen.server WHERE server = 'cont/w') AS servers;
+-- one that was discarded comes before all others again when that is undone
+SELECT dgen.call('cont/x', '{"continue": {"do": "SELECT 1/0"}}');
+SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.attempt WHERE server = 'cont/x')$$);
+SELECT dgen.suspend('cont/x'), dgen.cast('cont/x', '"later"') > 0;
+SELECT dgen.discard(id) FROM dgen.messages WHERE server = 'cont/x' AND kind = 'continue';
+SELECT dgen.undo(max(id)) > 0 FROM dgen.audit_log WHERE server = 'cont/x' AND action = 'discard';
+SELECT s.continue_id = m.id FROM dgen.server s JOIN dgen.messages m USING (server) WHERE server = 'cont/x' AND kind = 'continue';
+SELECT dgen.resume('cont/x');
+SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.attempt WHERE server = 'cont/x')$$);
+SELECT kind, status, attempts FROM dgen.messages WHERE server = 'cont/x' ORDER BY id;
+SELECT dgen.discard(id) FROM dgen.messages WHERE server = 'cont/x' AND kind = 'continue';
+SELECT dgen.wait_idle('cont/x');
+SELECT kind, message FROM log WHERE server = 'x';
 
 SET client_min_messages = error;
 SELECT dgen.drop_module('cont', cascade => true);
