@@ -351,7 +351,7 @@ find_letter(int64 id, DgenMessage *msg)
 	bool		found = dgen_message_find(table, id, 0, msg);
 
 	dgen_table_close(table);
-	return found;
+	return found && dgen_is_visible(msg->server);
 }
 
 static void

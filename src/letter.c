@@ -66,6 +66,16 @@ id_argument(FunctionCallInfo fcinfo)
 	return PG_GETARG_INT64(0);
 }
 
+/*
+ * A message by its id; one of a module that the caller has nothing to do with is
+ * as if it was not there.
+ */
+static bool
+find_message(DgenTable *table, int64 id, int skip, DgenMessage *msg)
+{
+	return dgen_message_find(table, id, skip, msg) && dgen_is_visible(msg->server);
+}
+
 /* The module of a server that the caller wants to operate. */
 static DgenModule *
 operated_module(const char *server, DgenAddress *address)
@@ -210,7 +220,7 @@ dgen_requeue(PG_FUNCTION_ARGS)
 	dgen_check_writable();
 	CommandCounterIncrement();
 	letters = dgen_table_open(DGEN_T_LETTER, RowExclusiveLock);
-	if (dgen_message_find(letters, id, 0, &msg))
+	if (find_message(letters, id, 0, &msg))
 	{
 		DgenAddress address;
 		DgenModule *module = operated_module(msg.server, &address);
@@ -356,7 +366,7 @@ requeue_named(DgenTable *letters, int64 id, const LetterFilter *filter)
 	if (meant)
 		dgen_message_deform(tuple, RelationGetDescr(letters->rel), 0, &msg);
 	dgen_scan_end(scan);
-	if (!meant)
+	if (!meant || !dgen_is_visible(msg.server))
 		return false;
 	module = operated_module(msg.server, &address);
 	before = letter_document(letters, id);
@@ -562,7 +572,7 @@ discard_delayed(int64 id)
 	DgenMessage msg;
 	bool		done = false;
 
-	if (dgen_message_find(table, id, 1, &msg))
+	if (find_message(table, id, 1, &msg))
 	{
 		module = operated_module(msg.server, &address);
 		if (msg.kind == DGEN_KIND_TIMEOUT)
@@ -605,9 +615,9 @@ discard_waiting(DgenTableId where, int64 id)
 	DgenMessage msg;
 	bool		done = false;
 
-	if (dgen_message_find(table, id, 0, &msg) && msg.kind == DGEN_KIND_EFFECT)
+	if (find_message(table, id, 0, &msg) && msg.kind == DGEN_KIND_EFFECT)
 		done = discard_effect(table, &msg);
-	else if (dgen_message_find(table, id, 0, &msg))
+	else if (find_message(table, id, 0, &msg))
 	{
 		module = operated_module(msg.server, &address);
 		dgen_check_not_exit(&msg);
@@ -641,7 +651,7 @@ discard_letter(int64 id)
 	DgenMessage msg;
 	bool		done = false;
 
-	if (dgen_message_find(table, id, 0, &msg))
+	if (find_message(table, id, 0, &msg))
 	{
 		Jsonb	   *before = letter_document(table, id);
 

@@ -535,15 +535,19 @@ audit_cancel(DgenMessage *msg, const char *status)
 	dgen_audit_write(&audit);
 }
 
-static void
+/* False: the caller has nothing to do with its module, and it is as if it was not there. */
+static bool
 check_may_cancel(DgenMessage *msg)
 {
-	if (!may_cancel(msg))
+	if (may_cancel(msg))
+		return true;
+	if (dgen_is_visible(msg->server))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied to cancel message %lld", (long long) msg->id),
 				 errdetail("It was sent by another role."),
 				 errhint("Its sender, or an operator of its module, can cancel it.")));
+	return false;
 }
 
 /* Tell a caller whose call is a message by now. */
@@ -566,9 +570,8 @@ cancel_postponed(int64 message_id)
 	DgenMessage msg;
 	DgenModule *module;
 
-	if (!dgen_postponed_find(message_id, &msg))
+	if (!dgen_postponed_find(message_id, &msg) || !check_may_cancel(&msg))
 		return false;
-	check_may_cancel(&msg);
 	dgen_batch_touch(msg.hash);
 	(void) dgen_lease_take(msg.hash, true);
 	module = dgen_module_of(msg.server);
@@ -601,8 +604,7 @@ cancel_in(DgenTableId id, int skip, int64 message_id)
 	if (found)
 		dgen_message_deform(tuple, RelationGetDescr(table->rel), skip, &msg);
 	dgen_scan_end(scan);
-	if (found)
-		check_may_cancel(&msg);
+	found = found && check_may_cancel(&msg);
 	if (found && msg.kind == DGEN_KIND_TIMEOUT)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -442,7 +442,7 @@ dgen_undo(PG_FUNCTION_ARGS)
 				 errmsg("id of a change must not be null"),
 				 errhint("See dgen.audit_log for ids.")));
 	CommandCounterIncrement();
-	if (!dgen_audit_read(PG_GETARG_INT64(0), &u.row))
+	if (!dgen_audit_read(PG_GETARG_INT64(0), &u.row) || !dgen_is_visible(u.row.server))
 		no_such_row(PG_GETARG_INT64(0));
 	u.module = module_of(u.row.server);
 	dgen_module_check_operate(u.module);

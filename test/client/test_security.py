@@ -432,6 +432,35 @@ def test_no_difference_between_what_is_and_what_is_not(vault):
             assert answers[0] == answers[1], f.signature
 
 
+def test_no_difference_between_ids(vault):
+    """Nor whether there is a message, a dead letter, a timer, a request or a change with an id."""
+    with vault.connect() as admin:
+        tables = {t: value(admin, "SELECT min(id) FROM dgen.%s WHERE server LIKE 'vault/%%%%'" % t)
+                  for t in ("message", "delayed", "letter", "reply", "timer", "audit", "attempt")}
+        tables = {t: i for t, i in tables.items() if i is not None}
+        assert len(tables) >= 6, tables
+    s = Session(vault, "stranger")
+    s.conn.execute("SET client_min_messages = notice")
+    functions = [f for f in functions_of(s.conn) if {"id", "letter", "ids", "request_id", "request_ids", "ref"} & set(f.names)]
+    assert len(functions) > 12
+    nothing = 1 << 50
+    for f in functions:
+        for table, there in tables.items():
+            # an id that was drawn, and is no message's, has ended, whoever asks
+            if f.name == "message_status" and table in ("audit", "reply"):
+                continue
+            answers = []
+            for id in (there, nothing):
+                values = [str(id) if n in ("id", "letter", "request_id", "ref") else
+                          "'{%d}'" % id if n in ("ids", "request_ids") else
+                          candidates(f, i, [])[0] if i < f.required else None for i, n in enumerate(f.names)]
+                s.conn.execute("BEGIN")
+                out, state = s.run(f.call(values))
+                s.conn.execute("ROLLBACK")
+                answers.append((re.sub(r"\b%d\b" % id, "ID", out), state))
+            assert answers[0] == answers[1], (f.signature, table)
+
+
 def test_processes_and_notifications_tell_nothing(vault):
     s = Session(vault, "stranger")
     notes = []
