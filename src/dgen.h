@@ -594,7 +594,7 @@ typedef struct DgenDeferred
 	dsa_pointer call;			/* InvalidDsaPointer: free */
 	uint64		call_id;
 	uint64		secret;
-	bool		claimed;		/* a transaction is replying */
+	bool		claimed;		/* a transaction is replying, or has yet to leave it open */
 } DgenDeferred;
 
 #define DGEN_MAX_DEFERRED 1024
@@ -829,6 +829,7 @@ extern void dgen_message_init(DgenMessage *msg, const DgenAddress *to, char kind
 extern void dgen_mailbox_send(DgenModule *module, DgenMessage *msgs, int n);
 /* the engine's own: behind all that waits, under a new id, whatever the limits */
 extern void dgen_mailbox_append(DgenModule *module, DgenMessage *msg);
+extern void dgen_mailbox_send_reply(DgenModule *module, DgenMessage *msg);
 /* refuses what is larger than max_message_size; for append's callers that can tell somebody */
 extern void dgen_mailbox_check_size(DgenModule *module, const DgenMessage *msg);
 /* into dgen.delayed, under the id and with the due time that it has */

@@ -536,14 +536,9 @@ dgen_mailbox_send(DgenModule *module, DgenMessage *msgs, int n)
 	dgen_table_close(pending.table);
 }
 
-/*
- * A message of the engine's own, behind all that waits: what has come due of a
- * server's timers, or the end of one that it watches.  Nobody is there to be
- * told that the mailbox is full, or that the message is larger than the module
- * would take by now: an error would hold up the keeper, which serves all.
- */
-void
-dgen_mailbox_append(DgenModule *module, DgenMessage *msg)
+/* Behind all that waits, under a new id, whatever the limits. */
+static DgenSent *
+append(DgenModule *module, DgenMessage *msg)
 {
 	DgenTable  *table = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
 	Datum		values[DGEN_MESSAGE_NATTS];
@@ -557,7 +552,29 @@ dgen_mailbox_append(DgenModule *module, DgenMessage *msg)
 	dgen_message_form(msg, values, nulls);
 	dgen_table_insert(table, values, nulls, NULL);
 	dgen_table_close(table);
-	remember(msg->id, msg->hash, module, pool_of(msg))->engine = true;
+	return remember(msg->id, msg->hash, module, pool_of(msg));
+}
+
+/*
+ * A message of the engine's own: what has come due of a server's timers, or the
+ * end of one that it watches.  Nobody is there to be told that the mailbox is
+ * full, or that the message is larger than the module would take by now: an
+ * error would hold up the keeper, which serves all.
+ */
+void
+dgen_mailbox_append(DgenModule *module, DgenMessage *msg)
+{
+	append(module, msg)->engine = true;
+}
+
+/*
+ * The reply to a server that has asked.  Its limits are not those of who
+ * replies, and must not keep him from ending the request, by an error even.
+ */
+void
+dgen_mailbox_send_reply(DgenModule *module, DgenMessage *msg)
+{
+	(void) append(module, msg);
 }
 
 /* One that is to wait for its time. */

@@ -168,7 +168,7 @@ reply_by_info(DgenMessage *msg, Jsonb *reply, Jsonb *error)
 					  JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL)));
 	info.sender = msg->server;
 	info.context = msg->context;
-	dgen_mailbox_send(module, &info, 1);
+	dgen_mailbox_send_reply(module, &info);
 }
 
 static bool

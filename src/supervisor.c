@@ -388,7 +388,7 @@ dgen_child_remove(DgenChild *child, const char *reason)
 	forget_child(child);
 }
 
-/* Tell a child that it was restarted without init, if that was asked for. */
+/* Tell a child that it was restarted without init, if that was asked for, be its mailbox full. */
 static void
 send_on_restart(DgenModule *module, const DgenAddress *address, DgenChild *child)
 {
@@ -397,7 +397,7 @@ send_on_restart(DgenModule *module, const DgenAddress *address, DgenChild *child
 	if (child->on_restart == NULL)
 		return;
 	dgen_message_init(&msg, address, DGEN_KIND_INFO, child->on_restart);
-	dgen_mailbox_send(module, &msg, 1);
+	dgen_mailbox_append(module, &msg);
 }
 
 /*

@@ -513,6 +513,47 @@ def test_too_large(db, shared_cluster):
     assert_nothing_left(db, letters=1)
 
 
+def test_limits_are_for_senders(db, shared_cluster):
+    """What the engine sends comes whatever the limits of its module: the keeper
+    that delivers timers, a server that ends or replies, and the restart of a
+    child must not fail for them."""
+    make(shared_cluster, "m", QUICK + ", max_attempts => 2")
+    shared_cluster.psql("""
+        CREATE SCHEMA other;
+        CREATE FUNCTION other.handle_cast(message jsonb, state jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+        BEGIN
+            CASE message #>> '{}'
+                WHEN 'watch' THEN PERFORM dgen.monitor('m/watched');
+                WHEN 'ask' THEN PERFORM dgen.send_request('m/asked', '{}');
+                WHEN 'crash' THEN RAISE division_by_zero;
+            END CASE;
+            RETURN state;
+        END $$;
+        CREATE FUNCTION other.handle_info(message jsonb, state jsonb) RETURNS jsonb
+        LANGUAGE sql AS $$ SELECT state || jsonb_build_object(coalesce(message->>'info', 'timer'), 1) $$;
+        SELECT dgen.create_module('other', max_mailbox => 1, max_message_size => 2000%s);""" % QUICK)
+    db.execute("SELECT dgen.start('m/watched')")
+    db.execute("SELECT dgen.cast('other/1', '\"watch\"')")
+    wait_idle(db)
+    db.execute("SELECT dgen.send_after('other/1', jsonb_build_object('x', repeat('x', 1000)), '1 s', 'large')")
+    db.execute("SELECT dgen.alter_module('other', max_message_size => 20)")
+    assert sqlstate(db, "SELECT dgen.cast('other/1', '\"more than there is room for\"')") == "54000"
+    db.execute("SELECT dgen.send('m/2', '{}', delay => '1 s')")
+    db.execute("SELECT dgen.stop('m/watched')")
+    wait_idle(db)
+    db.execute("SELECT dgen.cast('other/1', '\"ask\"')")
+    wait_for(lambda: value(db, "SELECT dgen.state('other/1')") == {"DOWN": 1, "timer": 1, "reply": 1}, 15)
+    # what has crashed the child stays in its mailbox, and that is full
+    db.execute("SELECT dgen.alter_module('other', max_attempts => 2)")
+    db.execute("SELECT dgen.supervise('tree', '{\"children\": [{\"server\": \"other/2\", "
+               "\"on_restart\": {\"info\": \"restarted\"}}]}')")
+    db.execute("SELECT dgen.cast('other/2', '\"crash\"')")
+    wait_for(lambda: value(db, "SELECT dgen.state('other/2')") == {"restarted": 1}, 15)
+    wait_idle(db)
+    db.execute("SELECT dgen.stop_supervisor('tree')")
+    assert_nothing_left(db, letters=1)
+
+
 def test_fifty_megabytes(db, shared_cluster):
     shared_cluster.psql("""
         CREATE SCHEMA big;
