@@ -9,7 +9,8 @@
  * transaction that replies commits.
  *
  * A call that waits for its reply has a place in shared memory, with a
- * reference of its own to the call.  A request that does has a row in
+ * reference of its own to the call.  It is for others from the commit on; before
+ * that, another activation of the same batch may answer.  A request that waits has a row in
  * dgen.reply with neither reply nor error.
  *
  * A call that was postponed, or waits for work under a lock, has such a place,
@@ -39,6 +40,7 @@ typedef struct Change
 	int			place;			/* DGEN_NONE: the reply came before noreply */
 	bool		claimed;		/* had its place before: replied to, or run again */
 	bool		kept;			/* run again */
+	struct Change *under;		/* or by this transaction, whose change before this one it is */
 	DgenCallState then;			/* what the commit makes of it */
 	uint64		call_id;
 	Jsonb	   *reply;			/* of one that has no place yet */
@@ -71,6 +73,7 @@ add_change(int place, bool claimed, uint64 call_id, DgenCallState then, Jsonb *r
 	c->place = place;
 	c->claimed = claimed;
 	c->kept = false;
+	c->under = NULL;
 	c->then = then;
 	c->call_id = call_id;
 	c->reply = NULL;
@@ -153,7 +156,7 @@ stale_token(void)
 	ereport(ERROR,
 			(errcode(ERRCODE_DGEN_STALE_TOKEN),
 			 errmsg("nobody waits for this reply"),
-			 errdetail("It was given already, or its caller has gone."),
+			 errdetail("It was given already, its caller has gone, or the handler has not committed yet."),
 			 errhint("Each token from dgen.from() is good for one reply.")));
 }
 
@@ -175,7 +178,8 @@ take_place(DgenCall *call, dsa_pointer self)
 		d->call = self;
 		d->call_id = call->id;
 		d->secret = call->secret;
-		d->claimed = false;
+		/* nobody else's before the commit: the call is still being handled */
+		d->claimed = true;
 		place = i;
 	}
 	LWLockRelease(&dgen_shared->lock);
@@ -190,10 +194,12 @@ take_place(DgenCall *call, dsa_pointer self)
 void
 dgen_deferred_wait(DgenCall *call, dsa_pointer self, DgenCallState then)
 {
-	int			place = take_place(call, self);
+	/* before the place: nothing may fail between it and what undoes it */
+	Change	   *change = add_change(DGEN_NONE, false, 0, then, NULL);
 
+	change->place = take_place(call, self);
+	change->call_id = call->id;
 	pg_atomic_fetch_add_u32(&call->refs, 1);
-	add_change(place, false, call->id, then, NULL);
 }
 
 /*
@@ -274,44 +280,6 @@ dgen_deferred_by(int pid)
 	return server[0] != '\0' ? pstrdup(server) : NULL;
 }
 
-static const char *
-reply_to_call(uint64 call_id, uint64 secret, Jsonb *reply)
-{
-	dsa_pointer call = InvalidDsaPointer;
-	int			place = DGEN_NONE;
-
-	if (dgen_scope != NULL && dgen_scope->call != NULL && dgen_scope->call->id == call_id &&
-		dgen_scope->call->secret == secret)
-	{
-		if (find_change(call_id, false) != NULL)
-			stale_token();
-		add_change(DGEN_NONE, true, call_id, DGEN_CALL_DONE, reply);
-		return dgen_scope->server;
-	}
-
-	LWLockAcquire(&dgen_shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < DGEN_MAX_DEFERRED && place == DGEN_NONE; i++)
-	{
-		DgenDeferred *d = &dgen_shared->deferred[i];
-
-		if (d->call_id == call_id && d->secret == secret && secret != 0 && !d->claimed)
-		{
-			d->claimed = true;
-			call = d->call;
-			place = i;
-		}
-	}
-	LWLockRelease(&dgen_shared->lock);
-	if (place == DGEN_NONE)
-		stale_token();
-	add_change(place, true, call_id, DGEN_CALL_DONE, NULL);
-	dgen_call_put_reply(dsa_get_address(dgen_dsa(), call), DGEN_CALL_REPLY,
-						reply, VARSIZE(reply));
-	return pstrdup(((DgenCall *) dsa_get_address(dgen_dsa(), call))->data);
-}
-
-/* ---------------------------------------------------------------- kept calls */
-
 /* The place of a call by its token; DGEN_NONE: nobody waits.  dgen_shared->lock is held. */
 static int
 find_place(uint64 call_id, uint64 secret)
@@ -325,6 +293,83 @@ find_place(uint64 call_id, uint64 secret)
 	}
 	return DGEN_NONE;
 }
+
+/*
+ * What this transaction has done to a place so far: another activation of the
+ * batch has left the call open, or has answered it.  NULL: nothing, it is
+ * another's.
+ */
+static Change *
+last_change(int place)
+{
+	Change	   *last = NULL;
+	ListCell   *lc;
+
+	foreach(lc, changes)
+	{
+		Change	   *c = lfirst(lc);
+
+		if (c->place == place)
+			last = c;
+	}
+	return last;
+}
+
+/*
+ * The call of a token, which this transaction answers when it commits; NULL:
+ * nobody waits, or somebody else is about to answer.
+ */
+static DgenCall *
+claim_for_reply(uint64 call_id, uint64 secret)
+{
+	dsa_area   *dsa = dgen_dsa();
+	/* before the claim: nothing may fail between it and what undoes it */
+	Change	   *change = add_change(DGEN_NONE, true, 0, DGEN_CALL_DONE, NULL);
+	DgenCall   *call = NULL;
+	int			place;
+
+	LWLockAcquire(&dgen_shared->lock, LW_EXCLUSIVE);
+	place = secret != 0 ? find_place(call_id, secret) : DGEN_NONE;
+	if (place != DGEN_NONE)
+	{
+		DgenDeferred *d = &dgen_shared->deferred[place];
+		Change	   *last = d->claimed ? last_change(place) : NULL;
+
+		if (!d->claimed || (last != NULL && last->then != DGEN_CALL_DONE))
+		{
+			call = dsa_get_address(dsa, d->call);
+			d->claimed = true;
+			change->place = place;
+			change->call_id = call_id;
+			change->under = last;
+		}
+	}
+	LWLockRelease(&dgen_shared->lock);
+	return call;
+}
+
+static const char *
+reply_to_call(uint64 call_id, uint64 secret, Jsonb *reply)
+{
+	DgenCall   *call;
+
+	if (dgen_scope != NULL && dgen_scope->call != NULL && dgen_scope->call->id == call_id &&
+		dgen_scope->call->secret == secret)
+	{
+		if (find_change(call_id, false) != NULL)
+			stale_token();
+		add_change(DGEN_NONE, true, call_id, DGEN_CALL_DONE, reply);
+		return dgen_scope->server;
+	}
+
+	call = claim_for_reply(call_id, secret);
+	if (call == NULL)
+		stale_token();
+	dgen_call_put_reply(call, DGEN_CALL_REPLY, reply, VARSIZE(reply));
+	return pstrdup(call->data);
+}
+
+/* ---------------------------------------------------------------- kept calls */
 
 /* From POSTPONED to RUNNING, and the place is ours until the end of the transaction. */
 static DgenKept
@@ -444,30 +489,16 @@ dgen_kept_cancelled(const char *token)
 void
 dgen_deferred_answer(const char *token, Jsonb *reply, const DgenError *error)
 {
-	dsa_area   *dsa = dgen_dsa();
 	unsigned long long id;
 	unsigned long long secret;
 	char		kind;
-	Change	   *change;
-	DgenCall   *call = NULL;
-	int			place;
+	DgenCall   *call;
 
 	if (!parse_token(token, &kind, &id, &secret))
 		return;
-	/* before the claim: nothing may fail between it and what undoes it */
-	change = add_change(DGEN_NONE, true, 0, DGEN_CALL_DONE, NULL);
-	LWLockAcquire(&dgen_shared->lock, LW_EXCLUSIVE);
-	place = find_place(id, secret);
-	if (place != DGEN_NONE && !dgen_shared->deferred[place].claimed)
-	{
-		dgen_shared->deferred[place].claimed = true;
-		call = dsa_get_address(dsa, dgen_shared->deferred[place].call);
-	}
-	LWLockRelease(&dgen_shared->lock);
+	call = claim_for_reply(id, secret);
 	if (call == NULL)
 		return;
-	change->place = place;
-	change->call_id = id;
 	if (reply != NULL)
 		dgen_call_put_reply(call, DGEN_CALL_REPLY, reply, VARSIZE(reply));
 	else
@@ -566,21 +597,26 @@ dgen_reply(PG_FUNCTION_ARGS)
 
 /* ---------------------------------------------------------------- ends */
 
-/* The call waits again, if its caller does.  Else that frees it, so hold it for the moment. */
+/*
+ * The call waits, and whoever has its token may answer; if its caller has gone,
+ * that frees it, so hold it for the moment.
+ */
 static void
-wait_again(DgenDeferred *d, DgenCall *call, DgenCallState state, bool kept)
+let_wait(Change *c, DgenCall *call, DgenCallState state)
 {
+	DgenDeferred *d = &dgen_shared->deferred[c->place];
 	dsa_pointer self = d->call;
 
 	pg_atomic_fetch_add_u32(&call->refs, 1);
-	if (kept)
+	if (c->kept)
 	{
 		pg_atomic_write_u64(&call->worker_vxid, 0);
 		pg_atomic_write_u32(&call->worker_slot, DGEN_NO_SLOT);
 	}
 	LWLockAcquire(&dgen_shared->lock, LW_EXCLUSIVE);
 	d->claimed = false;
-	if (kept)
+	/* to be replied to it has waited before */
+	if (c->kept || !c->claimed)
 		pg_atomic_write_u32(&call->state, state);
 	LWLockRelease(&dgen_shared->lock);
 	pg_memory_barrier();
@@ -589,19 +625,21 @@ wait_again(DgenDeferred *d, DgenCall *call, DgenCallState state, bool kept)
 	dgen_call_unref(call, self);
 }
 
-/* Undo one change: the place is empty again, or waits for another reply. */
+/*
+ * Undo one change: the place is empty again, or waits for another reply.  Where
+ * it was ours before, that is for the change which made it so.
+ */
 static void
 undo_change(Change *c)
 {
-	DgenDeferred *d;
 	dsa_pointer self;
 
-	if (c->place == DGEN_NONE)
+	if (c->place == DGEN_NONE || c->under != NULL)
 		return;
-	d = &dgen_shared->deferred[c->place];
 	if (c->claimed)
 	{
-		wait_again(d, dsa_get_address(dgen_dsa(), d->call), DGEN_CALL_POSTPONED, c->kept);
+		let_wait(c, dsa_get_address(dgen_dsa(), dgen_shared->deferred[c->place].call),
+				 DGEN_CALL_POSTPONED);
 		return;
 	}
 	self = clear_place(c->place);
@@ -612,38 +650,55 @@ undo_change(Change *c)
 static void
 commit_change(Change *c)
 {
-	DgenDeferred *d;
-	DgenCall   *call;
-	dsa_pointer self;
-
 	if (c->place == DGEN_NONE)
 		return;
-	d = &dgen_shared->deferred[c->place];
-	self = d->call;
-	if (self == InvalidDsaPointer)
-		return;
-	call = dsa_get_address(dgen_dsa(), self);
 	if (c->then == DGEN_CALL_DONE)
 		c->answered = clear_place(c->place);
-	else if (c->claimed)
-		wait_again(d, call, c->then, c->kept);
 	else
+		let_wait(c, dsa_get_address(dgen_dsa(), dgen_shared->deferred[c->place].call), c->then);
+}
+
+/* COMMIT PREPARED runs no code of ours: the caller would never hear of it. */
+static void
+check_may_prepare(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, changes)
 	{
-		pg_atomic_write_u32(&call->state, c->then);
-		pg_memory_barrier();
-		/* the worker's own reference keeps the call: this frees nothing yet */
-		if (pg_atomic_read_u32(&call->caller_gone))
-			dgen_deferred_forget(call->id);
+		Change	   *c = lfirst(lc);
+		DgenCall   *call;
+
+		if (c->place == DGEN_NONE || c->then != DGEN_CALL_DONE)
+			continue;
+		call = dsa_get_address(dgen_dsa(), dgen_shared->deferred[c->place].call);
+		if (call->result == DGEN_CALL_REPLY)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("cannot PREPARE a transaction that has replied to a call"),
+					 errdetail("A caller of server \"%s\" waits for the reply.", call->data),
+					 errhint("Reply in a transaction of its own, behind COMMIT PREPARED.")));
 	}
 }
 
+/* Raises nothing but before PREPARE. */
 void
 dgen_deferred_xact_callback(XactEvent event)
 {
 	ListCell   *lc;
 
+	if (event == XACT_EVENT_PRE_PREPARE)
+		check_may_prepare();
 	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
 		return;
+	/* the last one counts */
+	foreach(lc, changes)
+	{
+		Change	   *under = ((Change *) lfirst(lc))->under;
+
+		if (under != NULL && event == XACT_EVENT_COMMIT)
+			under->place = DGEN_NONE;
+	}
 	foreach(lc, changes)
 	{
 		if (event == XACT_EVENT_COMMIT)
