@@ -238,6 +238,9 @@ dgen_worker_check_split(void)
 				(errcode(ERRCODE_QUERY_CANCELED),
 				 errmsg("handler ran longer than handler_timeout")));
 	CHECK_FOR_INTERRUPTS();
+	/* one that was trapped says nothing of what comes next, and may fail by itself */
+	if (interrupt == DGEN_INTERRUPT_CALLER)
+		interrupt = DGEN_INTERRUPT_NONE;
 }
 
 /* ---------------------------------------------------------------- session */
@@ -367,6 +370,9 @@ force_settings(void)
 static bool had_slow = false;
 static TimestampTz yield_until = 0;
 
+/* where its place is counted: the extension may go, and the entry with it, before the worker does */
+static DgenDatabase *slow_at = NULL;
+
 static bool
 yields(void)
 {
@@ -434,6 +440,7 @@ reserve_slow(void)
 		pg_atomic_fetch_sub_u32(&db->slow_workers, 1);
 		return false;
 	}
+	slow_at = db;
 	dgen_my_slot->slow = true;
 	return true;
 }
@@ -444,7 +451,7 @@ release_slow(void)
 	if (!dgen_my_slot->slow)
 		return;
 	dgen_my_slot->slow = false;
-	pg_atomic_fetch_sub_u32(&dgen_database(MyDatabaseId, false)->slow_workers, 1);
+	pg_atomic_fetch_sub_u32(&slow_at->slow_workers, 1);
 }
 
 /* Is there a place for one more slow one? */

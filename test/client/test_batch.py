@@ -230,3 +230,12 @@ def test_reply_is_not_prepared(db, conn):
         conn.execute("PREPARE TRANSACTION 'reply'")
     value(conn, "SELECT dgen.reply(dgen.state('b/1')->>'from', '\"told\"')")
     assert caller.get() == "told"
+
+
+def test_trapped_cancel_is_of_one_activation(db, conn):
+    """A handler that goes on after its cancel leaves nothing of that to the next."""
+    with worker_waits(db, conn):
+        value(conn, "SELECT dgen.cast('b/1', '{\"do\": \"trap a cancel\"}')")
+        caller = Caller(db, "b/2", {"do": "fail"}).queued(conn)
+    assert caller.get() == "P7777"
+    wait_idle(conn)
