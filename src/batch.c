@@ -264,7 +264,9 @@ note_wanted(Batch *b, int nused)
 
 /*
  * After the cut: entries that have no part in this batch need not wait for
- * its handlers, which may take long.
+ * its handlers, which may take long.  But that of an item which failed, and
+ * is to run alone next: at the end of a long queue it would only come into
+ * company again, and fail that, without ever being counted.
  */
 static void
 give_back_idle(Batch *b)
@@ -280,7 +282,8 @@ give_back_idle(Batch *b)
 	note_wanted(b, nused);
 	for (int i = 0; i < b->nleases; i++)
 	{
-		if (used[i] || b->leases[i].gone)
+		if (used[i] || b->leases[i].gone ||
+			(b->mode == BATCH_PREFIX && b->leases[i].taken->hash == b->failed_hash))
 			continue;
 		if (b->leases[i].held)
 			dgen_lease_release(b->leases[i].taken->hash);
@@ -569,18 +572,17 @@ try_batch(Batch *b)
 
 /* ---------------------------------------------------------------- after a commit */
 
+/*
+ * What was not begun is queued still.  All else has its answer, or waits for it
+ * elsewhere: one that was postponed another process may even have begun again.
+ */
 static void
 mark_answered(Batch *b)
 {
 	for (int i = 0; i < b->ncalls; i++)
 	{
-		uint32		state;
-
-		if (b->calls[i].lease == DGEN_NONE)
-			continue;
-		state = pg_atomic_read_u32(&b->calls[i].call->state);
-		if (state == DGEN_CALL_DONE || state == DGEN_CALL_ABANDONED ||
-			state == DGEN_CALL_DEFERRED || state == DGEN_CALL_POSTPONED)
+		if (b->calls[i].lease != DGEN_NONE &&
+			pg_atomic_read_u32(&b->calls[i].call->state) != DGEN_CALL_QUEUED)
 			b->calls[i].answered = true;
 	}
 }

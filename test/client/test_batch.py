@@ -239,3 +239,14 @@ def test_trapped_cancel_is_of_one_activation(db, conn):
         caller = Caller(db, "b/2", {"do": "fail"}).queued(conn)
     assert caller.get() == "P7777"
     wait_idle(conn)
+
+
+def test_poison_is_counted(db, conn):
+    """What has failed in company runs alone next, however many others wait."""
+    with worker_waits(db, conn):
+        value(conn, """SELECT dgen.cast_many(jsonb_agg(jsonb_build_object('server', 'b/' || i,
+                           'message', CASE i WHEN 10 THEN '{"do": "fail"}' ELSE '{}' END::jsonb) ORDER BY i))
+                       FROM generate_series(1, 1500) i""")
+    wait_idle(conn, 30)
+    assert value(conn, "SELECT last_value FROM tried") <= 2
+    assert value(conn, "SELECT count(*) FROM dgen.dead_letters") == 1
