@@ -246,6 +246,15 @@ cancel_running(Outstanding *o)
 		kill(slot->pid, SIGUSR2);
 }
 
+/* Nobody waits for it any more, whatever becomes of it. */
+static void
+drop(Outstanding *o)
+{
+	if (!withdraw(o))
+		cancel_running(o);
+	untrack(o);
+}
+
 /*
  * At the abort of a transaction or subtransaction: nobody waits any more for
  * what is outstanding, since a call never outlives the statement that made it.
@@ -254,13 +263,7 @@ void
 dgen_call_at_abort(void)
 {
 	while (outstanding != NIL)
-	{
-		Outstanding *o = linitial(outstanding);
-
-		if (!withdraw(o))
-			cancel_running(o);
-		untrack(o);
-	}
+		drop(linitial(outstanding));
 }
 
 /* ---------------------------------------------------------------- issuing */
@@ -440,18 +443,16 @@ wait_on_lock(Outstanding *o, int64 remaining_ms)
 	}
 	PG_CATCH();
 	{
-		bool		timed_out = geterrcode() == ERRCODE_LOCK_NOT_AVAILABLE;
 		List	   *save = outstanding;
 		ErrorData  *edata;
 
 		LockTimeout = save_timeout;
-		/* only an error that goes on gives up what is outstanding */
-		if (timed_out)
-			outstanding = NIL;
+		/* this abort gives nothing up: an error that goes on has one of its own */
+		outstanding = NIL;
 		edata = dgen_subxact_abort(old, owner);
-		if (!timed_out)
-			ReThrowError(edata);
 		outstanding = save;
+		if (edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+			ReThrowError(edata);
 		FreeErrorData(edata);
 	}
 	PG_END_TRY();
@@ -810,7 +811,6 @@ step_in_subtransaction(OneCall *one, Jsonb *request, int64 timeout)
 {
 	MemoryContext old = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	List	   *others = list_delete_ptr(list_copy(outstanding), one->call);
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(old);
@@ -824,17 +824,18 @@ step_in_subtransaction(OneCall *one, Jsonb *request, int64 timeout)
 		int			code = geterrcode();
 		bool		everybodys = code == ERRCODE_QUERY_CANCELED ||
 			code == ERRCODE_T_R_DEADLOCK_DETECTED;
+		List	   *save = outstanding;
 		ErrorData  *edata;
-		MemoryContext top;
 
+		/* the others are still waited for */
 		if (!everybodys)
 			outstanding = NIL;
 		edata = dgen_subxact_abort(old, owner);
 		if (everybodys)
 			ReThrowError(edata);
-		top = MemoryContextSwitchTo(TopMemoryContext);
-		outstanding = list_copy(others);
-		MemoryContextSwitchTo(top);
+		outstanding = save;
+		if (list_member_ptr(outstanding, one->call))
+			drop(one->call);
 		one->call = NULL;
 		one->error = dgen_error_copy(edata);
 	}

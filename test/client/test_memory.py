@@ -176,6 +176,21 @@ def test_call_that_finds_no_place(cluster):
         assert_nothing_left(conn)
 
 
+def test_caller_does_not_grow(cluster):
+    """Calls of a multi_call that fail leave nothing in the session."""
+    cluster.psql("CREATE EXTENSION dgen; " + MODULE)
+    with cluster.connect() as conn:
+        def used():
+            failed = value(conn, """SELECT count(error) FROM dgen.multi_call(ARRAY(
+                                        SELECT 'm/' || n FROM generate_series(1, 400) n), '{"sleep": "much"}')""")
+            assert failed == 400
+            return value(conn, "SELECT used_bytes FROM pg_backend_memory_contexts "
+                               "WHERE name = 'TopMemoryContext'")
+        before = [used() for _ in range(2)][-1]
+        after = [used() for _ in range(3)][-1]
+    assert after - before < 100000
+
+
 def segments(cluster):
     """Bytes of the dynamic segments, by which dgen's area has grown beyond its part."""
     place = os.path.join(cluster.data, "pg_dynshmem")
