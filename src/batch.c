@@ -20,11 +20,13 @@
 #include "stat.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "commands/async.h"
 #include "common/pg_prng.h"
 #include "pgstat.h"
-#include "replication/walsender.h"
 #include "replication/syncrep.h"
+#include "replication/walsender.h"
+#include "replication/walsender_private.h"
 #include "storage/proc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -151,12 +153,34 @@ commit_in_doubt(int cancels_before)
 		(ProcDiePending || dgen_worker_cancels() != cancels_before);
 }
 
+/*
+ * The same of a transaction that is no batch's, in a session, where nobody counts
+ * cancels: have the standbys said that they have it?  They may be about to,
+ * where a change of settings has ended the wait; then it is not known, either.
+ */
+static bool
+commit_unconfirmed(void)
+{
+	int			mode = synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_WRITE ? SYNC_REP_WAIT_WRITE :
+		synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_APPLY ? SYNC_REP_WAIT_APPLY :
+		SYNC_REP_WAIT_FLUSH;
+	XLogRecPtr	confirmed;
+
+	if (!TransactionIdIsValid(GetTopTransactionIdIfAny()) || !SyncRepRequested() ||
+		SyncRepStandbyNames == NULL || SyncRepStandbyNames[0] == '\0')
+		return false;
+	LWLockAcquire(SyncRepLock, LW_SHARED);
+	confirmed = WalSndCtl->lsn[mode];
+	LWLockRelease(SyncRepLock);
+	return confirmed < XactLastCommitEnd;
+}
+
 static int	cancels_before_commit;
 
 bool
 dgen_batch_in_doubt(void)
 {
-	return active != NULL && commit_in_doubt(cancels_before_commit);
+	return active != NULL ? commit_in_doubt(cancels_before_commit) : commit_unconfirmed();
 }
 
 /*
