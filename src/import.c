@@ -364,7 +364,7 @@ check_recurring(DgenTimer *timer)
 static void
 put_timer(DgenModule *module, const DgenAddress *address, DgenServer *server, Jsonb *one)
 {
-	DgenTable  *table = dgen_timer_open(RowExclusiveLock);
+	DgenTable  *table;
 	Jsonb	   *message = dgen_doc_get(one, "message");
 	char	   *name = dgen_doc_get_text(one, "name");
 	DgenTimer	timer = {0};
@@ -391,6 +391,7 @@ put_timer(DgenModule *module, const DgenAddress *address, DgenServer *server, Js
 	/* it is of this incarnation alone, and there is none */
 	if (dgen_doc_get_bool(one, "incarnation") && !server->active)
 		return;
+	table = dgen_timer_open(RowExclusiveLock);
 	CommandCounterIncrement();
 	while (dgen_timer_find(table, address->text, timer.name, &old))
 		(void) dgen_timer_remove(table, &old);

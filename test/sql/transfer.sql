@@ -166,6 +166,11 @@ SELECT pg_temp.try(format('SELECT dgen.import(%L, %L)', 'transfer/z', d)) FROM (
   ('{"dgen": "server", "format": 1, "server": "transfer/a", "status": "running", "state": {}, "suspended": {}}')) v (d);
 SELECT count(*) FROM dgen.servers WHERE server = 'transfer/z';
 SELECT count(*) FROM dgen.messages WHERE server = 'transfer/z';
+-- a timer of an incarnation that has ended is left out
+SELECT dgen.import('transfer/ended', '{"dgen": "server", "format": 1, "server": "transfer/a", "status": "stopped", "state": {}, "timers":
+  [{"name": "x", "incarnation": true, "message": {"kind": "timer"}}, {"name": "y", "due_at": "2100-01-01", "message": {"kind": "timer"}}]}');
+SELECT name FROM dgen.timers WHERE server = 'transfer/ended';
+SELECT dgen.delete('transfer/ended');
 -- the least that is one
 SELECT dgen.import('transfer/z', '{"dgen": "server", "format": 1, "server": "transfer/a", "status": "running", "state": null}');
 SELECT dgen.state('transfer/z');
