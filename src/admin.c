@@ -26,7 +26,6 @@
 
 #include "access/xact.h"
 #include "catalog/pg_database.h"
-#include "common/int.h"
 #include "utils/acl.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -389,20 +388,6 @@ dgen_kill(PG_FUNCTION_ARGS)
 
 /* ---------------------------------------------------------------- delete */
 
-/* When a tombstone of this span ends. */
-static TimestampTz
-tombstone_end(int64 usecs)
-{
-	TimestampTz until;
-
-	if (pg_add_s64_overflow(GetCurrentTimestamp(), usecs, &until) || !IS_VALID_TIMESTAMP(until))
-		ereport(ERROR,
-				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
-				 errmsg("interval tombstone is out of range"),
-				 errhint("Give a shorter one, for example '1 day'.")));
-	return until;
-}
-
 /* The server as if it had never been. */
 static void
 erase_server(DgenServer *server)
@@ -456,7 +441,7 @@ dgen_delete(PG_FUNCTION_ARGS)
 	bool		found;
 
 	if (dgen_arg_interval(fcinfo, 1, "tombstone", false, &span))
-		tombstone_until = tombstone_end(span);
+		tombstone_until = dgen_time_after(GetCurrentTimestamp(), span, "tombstone");
 	/* others of its batch may be about to handle what goes here */
 	if (dgen_batch_active())
 		dgen_batch_split("dgen.delete()");

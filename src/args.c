@@ -65,6 +65,20 @@ dgen_interval_usecs(const Interval *span, int64 *usecs)
 		!pg_add_s64_overflow(day_usecs, span->time, usecs);
 }
 
+/* So long after a time that is about now; 22008 */
+TimestampTz
+dgen_time_after(TimestampTz from, int64 usecs, const char *name)
+{
+	TimestampTz at;
+
+	if (pg_add_s64_overflow(from, usecs, &at) || !IS_VALID_TIMESTAMP(at))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("interval %s is out of range", name),
+				 errhint("Give a shorter one, for example '1 day'.")));
+	return at;
+}
+
 /*
  * An interval argument in microseconds; false where it is null.  name is the
  * argument's, for the error that a negative one raises.

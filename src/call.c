@@ -276,7 +276,8 @@ static TimestampTz
 call_deadline(int64 timeout_usecs)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz deadline = timeout_usecs == 0 ? DT_NOEND : now + timeout_usecs;
+	TimestampTz deadline = timeout_usecs == 0 ? DT_NOEND :
+		dgen_time_after(now, timeout_usecs, "timeout");
 
 	if (dgen_scope != NULL && dgen_scope->deadline != 0)
 		deadline = Min(deadline, dgen_scope->deadline);

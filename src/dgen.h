@@ -1714,6 +1714,7 @@ extern void dgen_arm(void);		/* the first create_module */
 /* ---------------------------------------------------------------- args.c */
 extern Jsonb *dgen_arg_jsonb(FunctionCallInfo fcinfo, int argno);	/* SQL null: JSON null */
 extern bool dgen_arg_interval(FunctionCallInfo fcinfo, int argno, const char *name, bool zero_ok, int64 *usecs);
+extern TimestampTz dgen_time_after(TimestampTz from, int64 usecs, const char *name);
 /* a month as 30 days; false if infinite or too long */
 extern bool dgen_interval_usecs(const Interval *span, int64 *usecs);
 extern char *dgen_arg_text(FunctionCallInfo fcinfo, int argno); /* NULL if null */

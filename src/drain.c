@@ -411,7 +411,7 @@ dgen_wait_idle(PG_FUNCTION_ARGS)
 	dgen_arg_interval(fcinfo, 3, "timeout", true, &timeout);
 	if (module != NULL || !PG_ARGISNULL(0))
 		dgen_module_check_read(dgen_module_get(module ? module : to.module, false));
-	deadline = GetCurrentTimestamp() + timeout;
+	deadline = dgen_time_after(GetCurrentTimestamp(), timeout, "timeout");
 	mcxt = AllocSetContextCreate(CurrentMemoryContext, "dgen.wait_idle", ALLOCSET_SMALL_SIZES);
 	for (;;)
 	{

@@ -40,6 +40,8 @@
 #define TAKE_NATTS 10
 #define DEFAULT_LEASE_USECS INT64CONST(60000000)
 #define RECHECK_MS 1000
+/* when to look again at a message that somebody is about to end */
+#define BUSY_USECS 10000
 
 static const int16 lane_priority[DGEN_NLANES] = {1, 0, -1};
 
@@ -123,6 +125,7 @@ lease_argument(FunctionCallInfo fcinfo, int argno)
 	int64		lease = DEFAULT_LEASE_USECS;
 
 	dgen_arg_interval(fcinfo, argno, "lease", false, &lease);
+	(void) dgen_time_after(GetCurrentTimestamp(), lease, "lease");
 	return lease;
 }
 
@@ -432,40 +435,61 @@ take_call(Look *look)
 	return msg;
 }
 
-/* Delete a message that is not to be handled, and answer whoever waits for it. */
-static void
-drop_message(Look *look, DgenMessage *msg, bool expired)
+/*
+ * Delete a message that is not to be handled, and answer whoever waits for it.
+ * False: somebody is about to end it, and may not.
+ */
+static bool
+drop_message(Look *look, DgenMessage *msg)
 {
 	static const DgenError late = {ERRCODE_DGEN_TIMEOUT, "request expired before it was handled",
 	"It did not happen.", "Send it again, with a longer expires."};
+	TM_Result	result = dgen_table_delete(look->messages, &msg->tid);
 
-	if (dgen_table_delete(look->messages, &msg->tid) != TM_Ok)
-		return;
+	if (result != TM_Ok)
+		return result != TM_BeingModified;
 	CommandCounterIncrement();
-	if (expired && msg->kind == DGEN_KIND_REQUEST)
+	if (msg->kind == DGEN_KIND_REQUEST)
 		dgen_request_reply(look->module, msg, NULL, dgen_error_to_jsonb(&late));
-	else if (expired && msg->kind == DGEN_KIND_CALL)
+	else if (msg->kind == DGEN_KIND_CALL)
 		dgen_deferred_answer(msg->token, NULL, &late);
 	dgen_attempt_delete(msg->id);
+	return true;
 }
 
-/* One that a timer sent is handed out for the timer's sake once, and then for its own. */
-static bool
+/*
+ * One that a timer sent is handed out for the timer's sake once, and then for
+ * its own.  GONE: it is out of the mailbox.  Its row is locked first, as a
+ * worker does: were it deleted, it would have to come back when somebody is at
+ * the timer.
+ */
+static DgenClaim
 claim_timer(Look *look, DgenMessage *msg)
 {
 	struct DgenTimer *timer;
+	DgenClaim	claim;
 
 	if (!dgen_timer_is_behind(msg))
-		return true;
-	if (dgen_timer_claim(msg, false, &timer) == DGEN_CLAIM_BUSY ||
-		dgen_table_delete(look->messages, &msg->tid) != TM_Ok)
-		return false;
-	CommandCounterIncrement();
-	if (timer == NULL || !dgen_timer_go_on(look->module, msg, timer))
-		return false;
+		return DGEN_CLAIM_TAKEN;
+	switch (dgen_table_lock(look->messages, &msg->tid))
+	{
+		case TM_Ok:
+			claim = dgen_timer_claim(msg, false, &timer);
+			break;
+		case TM_WouldBlock:
+		case TM_BeingModified:
+			return DGEN_CLAIM_BUSY;
+		default:
+			return DGEN_CLAIM_GONE;
+	}
+	if (claim == DGEN_CLAIM_BUSY)
+		return claim;
+	(void) dgen_table_delete_wait(look->messages, &msg->tid);
+	if (claim == DGEN_CLAIM_GONE || !dgen_timer_go_on(look->module, msg, timer))
+		return DGEN_CLAIM_GONE;
 	msg->timer = msg->incarnation = 0;
 	dgen_mailbox_put_back(look->module, msg);
-	return true;
+	return DGEN_CLAIM_TAKEN;
 }
 
 /* What the engine sends to itself is for no client. */
@@ -485,6 +509,7 @@ next_message(Look *look)
 		int			lane;
 		DgenMessage *msg;
 		DgenCall   *call = first_call(look);
+		bool		busy = false;
 
 		CHECK_FOR_INTERRUPTS();
 		read_lanes(look);
@@ -500,11 +525,20 @@ next_message(Look *look)
 		}
 		else if (msg->expires_at <= GetCurrentTimestamp() || is_engines(msg) ||
 				 !dgen_message_is_for(msg, look->server))
-			drop_message(look, msg, true);
-		else if (claim_timer(look, msg))
-			return msg;
+			busy = !drop_message(look, msg);
 		else
-			drop_message(look, msg, false);
+		{
+			DgenClaim	claim = claim_timer(look, msg);
+
+			if (claim == DGEN_CLAIM_TAKEN)
+				return msg;
+			busy = claim == DGEN_CLAIM_BUSY;
+		}
+		if (busy)
+		{
+			look->park_until = GetCurrentTimestamp() + BUSY_USECS;
+			return NULL;
+		}
 		CommandCounterIncrement();
 	}
 }
@@ -666,7 +700,7 @@ take_from(Look *look, int64 lease, ReturnSetInfo *rsinfo)
 		look->low = Min(look->low, msg->id);
 		look->server->lock_id = msg->id;
 		look->server->lock_token++;
-		look->server->locked_until = GetCurrentTimestamp() + lease;
+		look->server->locked_until = dgen_time_after(GetCurrentTimestamp(), lease, "lease");
 		look->server->dirty = true;
 		look->park_until = look->server->locked_until;
 		return_work(rsinfo, look->server, msg);
@@ -767,7 +801,7 @@ dgen_renew_work(PG_FUNCTION_ARGS)
 	DgenTable  *table;
 	DgenServer *server = open_work(fcinfo, &module, &table);
 
-	server->locked_until = GetCurrentTimestamp() + lease;
+	server->locked_until = dgen_time_after(GetCurrentTimestamp(), lease, "lease");
 	server->dirty = true;
 	dgen_admin_close(table, server);
 	PG_RETURN_TIMESTAMPTZ(server->locked_until);
@@ -834,7 +868,10 @@ dgen_fail_work(PG_FUNCTION_ARGS)
 	int64		usecs;
 
 	if (dgen_arg_interval(fcinfo, 2, "retry_after", true, &usecs))
+	{
+		(void) dgen_time_after(GetCurrentTimestamp(), usecs, "retry_after");
 		retry_after = PG_GETARG_INTERVAL_P(2);
+	}
 	server = open_work(fcinfo, &module, &table);
 	err.message = dgen_arg_text(fcinfo, 1);
 	if (err.message == NULL)
@@ -873,7 +910,7 @@ dgen_wait_work(PG_FUNCTION_ARGS)
 				 errdetail("It would keep the transaction's snapshot for as long as it waits."),
 				 errhint("CALL it by itself.")));
 	if (dgen_arg_interval(fcinfo, 1, "timeout", true, &timeout))
-		deadline = GetCurrentTimestamp() + timeout;
+		deadline = dgen_time_after(GetCurrentTimestamp(), timeout, "timeout");
 	if (wait_event == 0)
 		wait_event = WaitEventExtensionNew("DgenWaitWork");
 	SPI_connect_ext(SPI_OPT_NONATOMIC);

@@ -24,7 +24,6 @@
 #include "access/skey.h"
 #include "access/xact.h"
 #include "common/pg_prng.h"
-#include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -345,6 +344,7 @@ static bool
 decide(Batch *b, DgenModule *module, DgenMessage *msg, Attempt *a)
 {
 	int			max_attempts = msg->max_attempts > 0 ? msg->max_attempts : module->max_attempts;
+	int64		usecs = 0;
 
 	if (b->rejected)
 	{
@@ -354,9 +354,8 @@ decide(Batch *b, DgenModule *module, DgenMessage *msg, Attempt *a)
 	if (b->retry_after != NULL)
 	{
 		a->held_since = 0;
-		a->next_at = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-															 TimestampTzGetDatum(GetCurrentTimestamp()),
-															 IntervalPGetDatum(b->retry_after)));
+		(void) dgen_interval_usecs(b->retry_after, &usecs);
+		a->next_at = GetCurrentTimestamp() + usecs;
 		return false;
 	}
 	if (!fault_counts(b, module, a, dgen_error_fault(b->error->sqlerrcode), b->overtakes))

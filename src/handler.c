@@ -569,6 +569,22 @@ check_contradictions(DgenScope *scope, DgenResult *result)
 			 errhint("reject and retry_after undo the activation, and go with nothing else; postpone and lock answer later; noreply goes without a reply, and exit without continue.")));
 }
 
+/* A column says anything, where the function has checked its argument. */
+static void
+check_retry_after(const Interval *after)
+{
+	int64		usecs;
+
+	if (!dgen_interval_usecs(after, &usecs) || usecs < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("interval retry_after must be finite and not negative"),
+				 errdetail("Its value is %s.",
+						   DatumGetCString(DirectFunctionCall1(interval_out, IntervalPGetDatum(after)))),
+				 errhint("Give an interval of zero or more, for example '5 s'.")));
+	(void) dgen_time_after(GetCurrentTimestamp(), usecs, "retry_after");
+}
+
 /* Directives said by function hold unless a column says more. */
 static void
 merge_directives(DgenScope *scope, DgenResult *result)
@@ -595,6 +611,8 @@ merge_directives(DgenScope *scope, DgenResult *result)
 		add_directive(result, said);
 	}
 	check_contradictions(scope, result);
+	if (result->retry_after != NULL)
+		check_retry_after(result->retry_after);
 }
 
 /* what a callback may change in the session, as it was before */

@@ -224,9 +224,9 @@ take_times(FunctionCallInfo fcinfo, int delay_arg, int expires_arg, DgenMessage 
 	int64		usecs;
 
 	if (delay_arg >= 0 && dgen_arg_interval(fcinfo, delay_arg, "delay", true, &usecs) && usecs > 0)
-		msg->due_at = msg->sent_at + usecs;
+		msg->due_at = dgen_time_after(msg->sent_at, usecs, "delay");
 	if (dgen_arg_interval(fcinfo, expires_arg, "expires", false, &usecs))
-		msg->expires_at = msg->sent_at + usecs;
+		msg->expires_at = dgen_time_after(msg->sent_at, usecs, "expires");
 }
 
 PG_FUNCTION_INFO_V1(dgen_cast);
@@ -438,14 +438,14 @@ parse_element(JsonbValue *element, int i, DgenAddress *to, DgenMessage *msg)
 	if (has_value(values, given, KEY_DELAY))
 	{
 		number = interval_value(&values[KEY_DELAY], "delay", i);
-		msg->due_at = number > 0 ? msg->sent_at + number : 0;
+		msg->due_at = number > 0 ? dgen_time_after(msg->sent_at, number, "delay") : 0;
 	}
 	if (has_value(values, given, KEY_EXPIRES))
 	{
 		number = interval_value(&values[KEY_EXPIRES], "expires", i);
 		if (number == 0)
 			bad_element(i, "\"expires\" must be greater than zero.");
-		msg->expires_at = msg->sent_at + number;
+		msg->expires_at = dgen_time_after(msg->sent_at, number, "expires");
 	}
 	if (has_value(values, given, KEY_PRIORITY))
 		msg->priority = check_priority(integer_value(&values[KEY_PRIORITY], "priority", i));

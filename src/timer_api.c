@@ -16,7 +16,6 @@
 #include "timer.h"
 
 #include "access/skey.h"
-#include "common/int.h"
 #include "pgtime.h"
 #include "storage/lock.h"
 #include "utils/acl.h"
@@ -236,17 +235,12 @@ dgen_send_after(PG_FUNCTION_ARGS)
 	DgenAddress to;
 	DgenMessage msg;
 	DgenModule *module = dgen_send_begin(fcinfo, &to, &msg);
-	TimestampTz at;
 	int64		usecs;
 
 	if (!dgen_arg_interval(fcinfo, 2, "delay", true, &usecs))
 		null_argument("delay");
-	if (pg_add_s64_overflow(msg.sent_at, usecs, &at) || !IS_VALID_TIMESTAMP(at))
-		ereport(ERROR,
-				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
-				 errmsg("interval delay is out of range"),
-				 errhint("Give a shorter one, for example '1 day'.")));
-	PG_RETURN_INT64(send_once(fcinfo, &to, module, &msg, at));
+	PG_RETURN_INT64(send_once(fcinfo, &to, module, &msg,
+							  dgen_time_after(msg.sent_at, usecs, "delay")));
 }
 
 /* send_at(server, message, at, name) -> id */

@@ -200,7 +200,7 @@ dgen_wait_server(PG_FUNCTION_ARGS)
 	dgen_address_arg(fcinfo, 0, &address);
 	wanted = wanted_argument(fcinfo, 1);
 	if (dgen_arg_interval(fcinfo, 2, "timeout", true, &timeout))
-		deadline = GetCurrentTimestamp() + timeout;
+		deadline = dgen_time_after(GetCurrentTimestamp(), timeout, "timeout");
 	dgen_module_check_read(dgen_module_get(address.module, false));
 
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
@@ -262,7 +262,7 @@ dgen_wait_change(PG_FUNCTION_ARGS)
 	check_can_commit(fcinfo, "wait_change", "CALL it by itself, or use dgen.wait_state().");
 	dgen_address_arg(fcinfo, 0, &address);
 	if (dgen_arg_interval(fcinfo, 2, "timeout", true, &timeout))
-		deadline = GetCurrentTimestamp() + timeout;
+		deadline = dgen_time_after(GetCurrentTimestamp(), timeout, "timeout");
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 

@@ -116,7 +116,7 @@ SELECT dgen.alter_module('calls', late_calls => 'finish') -> 'created';
 SELECT pg_temp.error($$SELECT dgen.call('calls/slow', '{"do": "SELECT pg_sleep(0.5)"}', '200 ms')$$);
 SELECT dgen.call('calls/slow', '"third or fourth"');
 SELECT dgen.alter_module('calls', late_calls => 'cancel') -> 'created';
-SELECT t, pg_temp.try(format($$SELECT dgen.call('calls/slow', '1', %L)$$, t)) FROM unnest(ARRAY['-1 s', '-1 month', '1000000 years']) t;
+SELECT t, pg_temp.try(format($$SELECT dgen.call('calls/slow', '1', %L)$$, t)) FROM unnest(ARRAY['-1 s', '-1 month', '1000000 years', '106745000 days']) t;
 -- the module's own limit
 SELECT dgen.alter_module('calls', handler_timeout => '100 ms') -> 'created';
 SELECT pg_temp.try($$SELECT dgen.call('calls/slow', '{"do": "SELECT pg_sleep(30)"}')$$);

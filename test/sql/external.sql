@@ -157,7 +157,8 @@ SELECT server, message, dgen.finish_work(token) FROM dgen.take_work('external');
 RESET ROLE;
 SELECT pg_temp.error(s) FROM unnest(ARRAY[
   'SELECT * FROM dgen.take_work(NULL)', 'SELECT * FROM dgen.take_work(''nobody'')', 'SELECT * FROM dgen.take_work(''external'', 0)',
-  'SELECT * FROM dgen.take_work(''external'', lease => ''-1 s'')', 'SELECT dgen.finish_work(NULL)', 'SELECT dgen.finish_work(''x'')',
+  'SELECT * FROM dgen.take_work(''external'', lease => ''-1 s'')',
+  'SELECT * FROM dgen.take_work(''external'', lease => ''106745000 days'')', 'SELECT dgen.finish_work(NULL)', 'SELECT dgen.finish_work(''x'')',
   'SELECT dgen.finish_work(''1.2.external/none'')', 'SELECT dgen.invoke(''external/i'', ''1'')',
   'SELECT dgen.alter_module(''external'', external => false)']) s;
 BEGIN;
@@ -170,6 +171,15 @@ CREATE FUNCTION external.handle_cast(message jsonb, state jsonb) RETURNS jsonb L
 SELECT pg_temp.error($$SELECT dgen.create_module('more', schema_name => 'external', external => true)$$);
 DROP FUNCTION external.handle_cast;
 SELECT pg_temp.error($$SELECT dgen.create_module('more', schema_name => 'external', external => true, ephemeral => true)$$);
+
+--
+-- what a timer sends, and has missed
+--
+SELECT dgen.send_every('external/s', '"tick"', '300 ms', on_miss => 'skip', name => 'skip') > 0;
+SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.messages WHERE server = 'external/s' AND status = 'ready')$$);
+SELECT pg_sleep(0.35);
+SELECT count(*) FROM dgen.take_work('external', 100) WHERE server = 'external/s';
+SELECT occurrence > 1, status FROM dgen.timers WHERE server = 'external/s';
 
 SET client_min_messages = error;
 SELECT dgen.drop_module('external', "cascade" => true);

@@ -147,6 +147,13 @@ SELECT dgen.cast('failures/e', '{"do": "SELECT dgen.noreply()"}') > 0;
 SELECT dgen.wait_idle('failures/e');
 SELECT server, attempts, sqlstate, error ->> 'message' FROM letters WHERE server = 'e';
 SELECT dgen.purge('failures');
+-- as a column: what the function would refuse is an error of the handler
+CREATE FUNCTION failures.later(message jsonb, state jsonb, OUT retry_after interval) LANGUAGE sql AS $$ SELECT (message #>> '{}')::interval $$;
+SELECT dgen.create_module('later', '{"handle_cast": "failures.later"}', schema_name => 'failures', max_attempts => 1) -> 'created';
+SELECT dgen.cast('later/' || i, to_jsonb(i)) > 0 FROM unnest(ARRAY['-1 s', '106745000 days']) i;
+SELECT dgen.wait_idle(module => 'later');
+SELECT server, sqlstate, error ->> 'message' FROM dgen.dead_letters WHERE server LIKE 'later/%' ORDER BY id;
+SELECT dgen.drop_module('later', "cascade" => true);
 
 --
 -- Requeue: to the old place, with attempts anew; edited; all; discard; purge

@@ -133,7 +133,7 @@ SELECT dgen.resume('messages/expiry');
 SELECT pg_temp.handled();
 SELECT pg_temp.until($$NOT EXISTS (SELECT FROM dgen.messages WHERE server = 'messages/expiry')$$);
 SELECT a, pg_temp.try(format($$SELECT dgen.cast('messages/a', '1', %s)$$, a)) FROM unnest(ARRAY[
-  'delay => ''-1 s''', 'delay => ''1000000 years''', 'delay => ''178000000 years''', 'expires => ''0''', 'expires => ''-1 s''']) a;
+  'delay => ''-1 s''', 'delay => ''1000000 years''', 'delay => ''178000000 years''', 'delay => ''106745000 days''', 'expires => ''106745000 days''', 'expires => ''0''', 'expires => ''-1 s''']) a;
 SELECT pg_temp.error($$SELECT dgen.send('messages/a', '1', delay => '-1 s')$$);
 SELECT pg_temp.error($$SELECT dgen.send_request('messages/a', '1', expires => '-1 s')$$);
 
