@@ -360,7 +360,7 @@ publish_vxid(Batch *b)
 
 	for (int i = 0; i < b->ncalls; i++)
 	{
-		if (b->calls[i].lease == DGEN_NONE)
+		if (b->calls[i].lease == DGEN_NONE || b->calls[i].answered)
 			continue;
 		pg_atomic_write_u32(&b->calls[i].call->worker_slot, dgen_my_slot - dgen_shared->slots);
 		pg_atomic_write_u64(&b->calls[i].call->worker_vxid, vxid);
@@ -534,7 +534,8 @@ calls_after_abort(Batch *b)
 	{
 		uint32		running = DGEN_CALL_RUNNING;
 
-		if (b->calls[i].lease == DGEN_NONE)
+		/* what an earlier try has answered, or left to others, is theirs */
+		if (b->calls[i].lease == DGEN_NONE || b->calls[i].answered)
 			continue;
 		pg_atomic_write_u64(&b->calls[i].call->worker_vxid, 0);
 		pg_atomic_compare_exchange_u32(&b->calls[i].call->state, &running, DGEN_CALL_QUEUED);

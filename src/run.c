@@ -490,7 +490,9 @@ begin_item(Batch *b, BatchItem *item)
 		return take_message(b, item);
 	if (!dgen_call_begin(b->calls[item->call].call))
 	{
-		b->calls[item->call].answered = true;
+		/* given up; or it has its answer in this try, which may yet be undone */
+		if (pg_atomic_read_u32(&b->calls[item->call].call->state) != DGEN_CALL_RUNNING)
+			b->calls[item->call].answered = true;
 		return false;
 	}
 	if (b->calls[item->call].call->id < dgen_ready_stopped(b->leases[item->lease].taken))

@@ -47,6 +47,8 @@ BEGIN
             EXCEPTION WHEN SQLSTATE 'OT014' THEN
                 NULL;
             END;
+        WHEN 'exit' THEN
+            PERFORM dgen.exit('done');
         WHEN 'trap a cancel' THEN
             BEGIN
                 PERFORM dgen.abort(dgen.self());
@@ -241,6 +243,20 @@ def test_trapped_cancel_is_of_one_activation(db, conn):
     wait_idle(conn)
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_server_stops_before_a_call_of_the_batch(db, conn, fails):
+    """The caller is told at once, be it in another try."""
+    with worker_waits(db, conn):
+        value(conn, "SELECT dgen.cast('b/1', '{\"do\": \"exit\"}')")
+        caller = Caller(db, "b/1", {}).queued(conn)
+        if fails:
+            value(conn, "SELECT dgen.cast('b/2', '{\"do\": \"fail\"}')")
+    wait_idle(conn)
+    assert not fails or value(conn, "SELECT last_value FROM tried") == 2, "it did not fail in company"
+    caller.join(3)
+    assert caller.result == "OT008"
+
+
 def test_poison_is_counted(db, conn):
     """What has failed in company runs alone next, however many others wait."""
     with worker_waits(db, conn):
@@ -250,3 +266,30 @@ def test_poison_is_counted(db, conn):
     wait_idle(conn, 30)
     assert value(conn, "SELECT last_value FROM tried") <= 2
     assert value(conn, "SELECT count(*) FROM dgen.dead_letters") == 1
+
+
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK", "ROLLBACK TO taken; COMMIT"])
+def test_work_that_is_taken_and_finished_in_one_transaction(db, conn, end):
+    """A client that takes a call from an external module and answers it in one
+    transaction, which is undone or not."""
+    if not value(conn, "SELECT count(*) FROM dgen.modules WHERE module = 'ext'"):
+        conn.execute("CREATE SCHEMA ext")
+        conn.execute("SELECT dgen.create_module('ext', external => true)")
+    caller = Caller(db, "ext/1", {"n": 1}).queued(conn)
+
+    def work(reply, end):
+        conn.execute("BEGIN")
+        token = conn.execute("SELECT token FROM dgen.take_work('ext', 1)").fetchone()[0]
+        if "taken" in end:
+            conn.execute("SAVEPOINT taken")
+        value(conn, "SELECT dgen.finish_work(%s, reply => %s)", token, reply)
+        conn.execute(end)
+        return token
+    token = work('"first"', end)
+    if end.endswith("taken; COMMIT"):
+        value(conn, "SELECT dgen.finish_work(%s, reply => '\"second\"')", token)
+    elif end == "ROLLBACK":
+        wait_for(lambda: value(conn, "SELECT count(*) FROM dgen.messages WHERE server = 'ext/1'"), 10)
+        work('"second"', "COMMIT")
+    assert caller.get() == ("first" if end == "COMMIT" else "second")
+    db.assert_no_crash()
