@@ -124,15 +124,6 @@ server_string(DgenServer *server, const char *s)
 	return MemoryContextStrdup(GetMemoryChunkContext(server), s);
 }
 
-/* A row that says nothing any more goes. */
-void
-dgen_admin_erase_if_empty(DgenServer *server)
-{
-	server->erased = !server->active && !server->suspended && !server->failing &&
-		server->state == NULL && server->stop_reason == NULL &&
-		server->tombstone_until == 0 && server->incarnation == 0;
-}
-
 /* No message of the server is waiting for another attempt. */
 void
 dgen_admin_not_failing(DgenServer *server)
@@ -141,7 +132,7 @@ dgen_admin_not_failing(DgenServer *server)
 		return;
 	server->failing = false;
 	server->dirty = true;
-	dgen_admin_erase_if_empty(server);
+	dgen_server_erase_if_empty(server);
 }
 
 /* OT003 */

@@ -974,6 +974,7 @@ extern void dgen_server_settle(DgenTable *table, DgenServer *server, Snapshot cr
 extern void dgen_state_note_read(DgenTable *servers, const char *address, int64 hash, Snapshot snapshot);
 /* makes a version of what has changed; dgen_server_write() does it, too */
 extern void dgen_server_count(DgenServer *server);
+extern void dgen_server_erase_if_empty(DgenServer *server);	/* a row that says nothing any more goes */
 /* all of a row but the state; false if there is none */
 extern bool dgen_server_peek(DgenTable *table, const char *address, Snapshot snapshot, DgenServer *out);
 /* moves into a context what an activation has made of a server, whose state was before */
@@ -1524,7 +1525,6 @@ extern void dgen_admin_close(DgenTable *table, DgenServer *server);	/* writes it
 /* all that there is of a server goes, but its row; false: there was nothing */
 extern bool dgen_admin_erase(DgenModule *module, const DgenAddress *address, DgenServer *server, const char *why);
 extern void dgen_admin_not_failing(DgenServer *server);
-extern void dgen_admin_erase_if_empty(DgenServer *server);
 extern DgenModule *dgen_admin_operated(FunctionCallInfo fcinfo, DgenAddress *address);
 extern void dgen_admin_remember(DgenModule *module, int64 hash);
 /* at 0: it is resumed; the caller writes the row, and the audit */

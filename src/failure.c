@@ -164,10 +164,9 @@ note_failing(DgenServer *server, bool failing)
 		return;
 	server->failing = failing;
 	server->dirty = true;
-	/* a row that was made for this alone goes with it */
-	if (!failing && !server->active && !server->suspended && server->state == NULL &&
-		server->stop_reason == NULL && server->tombstone_until == 0 && server->incarnation == 0)
-		server->erased = true;
+	/* a row that was made, or kept, for this alone goes with it */
+	if (!failing)
+		dgen_server_erase_if_empty(server);
 }
 
 /*

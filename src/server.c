@@ -516,6 +516,29 @@ dgen_server_count(DgenServer *server)
 	server->cause = NULL;
 }
 
+/*
+ * Have the row deleted if it says nothing any more: the server never lived, or
+ * ended where nothing of it is to stay, and the row was needed for a suspension
+ * or failures that are over.
+ */
+void
+dgen_server_erase_if_empty(DgenServer *server)
+{
+	DgenModule *module;
+
+	if (server->active || server->suspended || server->failing || server->supervised ||
+		server->state != NULL || server->tombstone_until != 0)
+		return;
+	if (server->incarnation != 0 || server->stop_reason != NULL)
+	{
+		module = dgen_module_of(server->address);
+		if (module == NULL || !module->delete_on_stop)
+			return;
+		dgen_server_changed(server, true);
+	}
+	server->erased = true;
+}
+
 /* Delete the row of a server, and all that is stored beside it. */
 static void
 erase_row(DgenTable *table, DgenServer *server)

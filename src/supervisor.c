@@ -372,9 +372,8 @@ forget_child(DgenChild *child)
 		server = dgen_admin_open(module, &address, &table);
 		dgen_exit_drop(server);
 		server->supervised = false;
-		server->erased = !server->active && !server->suspended && !server->failing &&
-			server->state == NULL && module->delete_on_stop;
 		server->dirty = server->exists;
+		dgen_server_erase_if_empty(server);
 		dgen_admin_close(table, server);
 	}
 	dgen_child_delete(child);

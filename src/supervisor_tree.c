@@ -246,10 +246,16 @@ period_value(Place *at, JsonbContainer *object)
 	return *span;
 }
 
+/* s need not end with a zero. */
 static bool
 is_sqlstate(const char *s, int len)
 {
-	return len == 5 && strspn(s, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") >= 5;
+	for (int i = 0; i < len; i++)
+	{
+		if (!(s[i] >= '0' && s[i] <= '9') && !(s[i] >= 'A' && s[i] <= 'Z'))
+			return false;
+	}
+	return len == 5;
 }
 
 static Jsonb *

@@ -113,7 +113,7 @@ dgen_admin_set_suspended(DgenServer *server, TimestampTz at, const char *by)
 	if (at != 0)
 		server->erased = false;
 	else
-		dgen_admin_erase_if_empty(server);
+		dgen_server_erase_if_empty(server);
 }
 
 /* One that nobody has heard of is created suspended; a first suspension stays as it is. */

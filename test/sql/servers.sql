@@ -163,6 +163,35 @@ SELECT pg_temp.try($$SELECT dgen.state('servers/none')$$);
 SELECT dgen.call('servers/none', '{"exit": "now"}');
 SELECT count(*) FROM s WHERE key = 'none';
 SELECT dgen.alter_module('servers', on_stop => 'keep') -> 'created';
+-- a row that is kept for failures, or for a suspension, goes with these
+RESET ROLE;
+CREATE SCHEMA mortal AUTHORIZATION regress_dgen_servers;
+SET ROLE regress_dgen_servers;
+CREATE SEQUENCE mortal.tries;
+CREATE FUNCTION mortal.handle_cast(message jsonb, state jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+  IF nextval('mortal.tries') < 3 THEN
+    RAISE 'not yet';
+  END IF;
+  PERFORM dgen.exit('done');
+  RETURN state;
+END $$;
+SELECT dgen.create_module('mortal', on_stop => 'delete', backoff_initial => '5 ms', breaker => 0) -> 'created';
+SELECT dgen.cast('mortal/fails', '1') > 0;
+SELECT dgen.wait_idle('mortal/fails');
+SELECT status, stop_reason FROM dgen.servers WHERE module = 'mortal';
+SELECT dgen.start('mortal/waits') > 0, dgen.suspend('mortal/waits'), dgen.stop('mortal/waits');
+SELECT status, stop_reason, suspended_at IS NOT NULL AS suspended FROM dgen.servers WHERE module = 'mortal';
+SELECT dgen.resume('mortal/waits');
+SELECT status, stop_reason FROM dgen.servers WHERE module = 'mortal';
+SELECT dgen.alter_module('mortal', backoff_initial => '1 h', backoff_max => '1 h') ->> 'module', setval('mortal.tries', 1);
+SELECT dgen.start('mortal/discarded') > 0, dgen.cast('mortal/discarded', '1') > 0;
+SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.messages WHERE server = 'mortal/discarded' AND attempts = 1)$$);
+SELECT dgen.kill('mortal/discarded', 'enough');
+SELECT status, stop_reason FROM dgen.servers WHERE module = 'mortal';
+SELECT dgen.discard(id) FROM dgen.messages WHERE server = 'mortal/discarded';
+SELECT status, stop_reason FROM dgen.servers WHERE module = 'mortal';
+SELECT dgen.drop_module('mortal', cascade => true);
 
 --
 -- suspend and resume: a server
@@ -395,5 +424,5 @@ SELECT dgen.drop_module('servers', true);
 RESET ROLE;
 SET client_min_messages = warning;
 DROP VIEW s;
-DROP SCHEMA servers CASCADE;
+DROP SCHEMA servers, mortal CASCADE;
 DROP ROLE regress_dgen_servers;
