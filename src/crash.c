@@ -15,7 +15,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "dgen.h"
+#include "supervisor.h"
 
 #include "utils/memutils.h"
 #include "utils/resowner.h"
@@ -33,23 +33,29 @@ suspend_server(DgenServer *server, const char *why)
 	server->suspended_by = psprintf("dgen: %s", why);
 }
 
-/* A new incarnation, by init; false if that fails, too. */
+/* A new incarnation, by init, or an older state; false if that fails, too, or there is none. */
 static bool
-make_anew(DgenModule *module, DgenServer *server, const char *why)
+mend(DgenModule *module, DgenServer *server, const char *why)
 {
 	MemoryContext old = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	DgenServer	before = *server;
 	DgenAddress address;
-	volatile bool made = true;
+	volatile bool mended = true;
 
 	dgen_address_parse(server->address, strlen(server->address), &address);
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(old);
 	PG_TRY();
 	{
-		dgen_end_incarnation(module, server, why, false);
-		dgen_admin_init(module, &address, server, dgen_json_null());
+		if (module->on_crash_loop == DGEN_CRASH_LOOP_INIT)
+			dgen_end_incarnation(module, server, why, false);
+		dgen_restart_arm(module);
+		if (module->on_crash_loop == DGEN_CRASH_LOOP_INIT)
+			dgen_admin_init(module, &address, server, dgen_json_null());
+		else
+			mended = dgen_restore_good(module, server, 1);
+		dgen_restart_disarm();
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -57,16 +63,15 @@ make_anew(DgenModule *module, DgenServer *server, const char *why)
 		ErrorData  *edata = dgen_subxact_abort(old, owner);
 
 		*server = before;
-		made = false;
-		if (dgen_error_fault(edata->sqlerrcode) == DGEN_FAULT_CONFLICT ||
-			edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		mended = false;
+		if (dgen_restart_is_foreign(edata))
 			ReThrowError(edata);
 		FreeErrorData(edata);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(old);
 	CurrentResourceOwner = owner;
-	return made;
+	return mended;
 }
 
 /* One more error in a row of a server that nobody supervises. */
@@ -85,10 +90,9 @@ count_crash(DgenModule *module, DgenServer *server, const DgenError *error)
 	why = psprintf("crash loop: %d errors in a row, the last %s: %s",
 				   server->crashes, dgen_error_sqlstate(error), error->message);
 	server->crashes = 0;
-	if (module->on_crash_loop == DGEN_CRASH_LOOP_INIT)
-		mended = make_anew(module, server, why);
-	else if (module->on_crash_loop == DGEN_CRASH_LOOP_ROLLBACK)
-		mended = dgen_restore_good(module, server, 1);
+	if (module->on_crash_loop == DGEN_CRASH_LOOP_INIT ||
+		module->on_crash_loop == DGEN_CRASH_LOOP_ROLLBACK)
+		mended = mend(module, server, why);
 	if (!mended)
 		suspend_server(server, why);
 	ereport(LOG,

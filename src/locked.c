@@ -117,6 +117,41 @@ release_work_lock(int64 hash)
 		LockRelease(&tag, ExclusiveLock, true);
 }
 
+/* ---------------------------------------------------------------- limits */
+
+/* What else of the module runs here, in our own transactions, has handler_timeout. */
+static void
+arm_callbacks(DgenModule *module)
+{
+	dgen_worker_forget_interrupt();
+	dgen_worker_arm(module->handler_timeout, false);
+}
+
+static void
+disarm_callbacks(void)
+{
+	dgen_worker_disarm();
+	/* it may have trapped the cancel */
+	if (dgen_worker_interrupted() == DGEN_INTERRUPT_TIMEOUT)
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("canceling statement due to timeout")));
+}
+
+/* A cancel of theirs is told as what it was. */
+static void
+tell_timeout(DgenError *error)
+{
+	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED &&
+		dgen_worker_interrupted() == DGEN_INTERRUPT_TIMEOUT)
+	{
+		error->sqlerrcode = ERRCODE_DGEN_HANDLER_TIMEOUT;
+		error->message = pstrdup("callback ran longer than handler_timeout");
+		error->detail = pstrdup("It ran before handle_locked, or on the state that this returned.");
+	}
+	dgen_worker_forget_interrupt();
+}
+
 /* ---------------------------------------------------------------- begin */
 
 /*
@@ -184,8 +219,6 @@ plan_work(Work *w, DgenModule *module, DgenServer *server)
 	DgenCallback *cb;
 	MemoryContext old;
 
-	/* with it a failure can be counted */
-	w->token = server->lock_token;
 	cb = dgen_module_callback(module, DGEN_HANDLE_LOCKED);
 	dgen_module_hold(module);
 	w->module = module;
@@ -297,7 +330,9 @@ migrate(DgenModule *module, DgenTable *servers, DgenServer *server)
 	act.server = server;
 	act.identity = DGEN_AS_WORKER;
 	act.kind = "code_change";
+	arm_callbacks(module);
 	dgen_migrate_server(&act);
+	disarm_callbacks();
 	dgen_server_write(servers, server, NULL);
 }
 
@@ -335,6 +370,8 @@ begin_in_transaction(Work *w)
 	else if (server != NULL && is_due(w, module, server))
 	{
 		strlcpy(dgen_my_slot->server, server->address, sizeof(dgen_my_slot->server));
+		/* with it a failure can be counted */
+		w->token = server->lock_token;
 		migrate(module, servers, server);
 		plan_work(w, module, server);
 		begun = true;
@@ -539,7 +576,11 @@ write_result(Work *w, DgenModule *module, DgenTable *servers, DgenServer *server
 	check_vsn(w, module, server);
 	state = merge_state(w, server);
 	if (state != server->state)
+	{
+		arm_callbacks(module);
 		dgen_activation_set_state(&act, state);
+		disarm_callbacks();
+	}
 	give_reply(w, module);
 	b->attempts = dgen_table_open(DGEN_T_ATTEMPT, RowExclusiveLock);
 	dgen_failure_forget(b, server, w->msg->id);
@@ -659,6 +700,8 @@ guard(Work *w, Step step, DgenError **error)
 		PortalErrorCleanup();
 		*error = dgen_error_copy(edata);
 		dgen_worker_note_error((*error)->sqlerrcode);
+		if (step != step_run)
+			tell_timeout(*error);
 		QueryCancelPending = false;
 		RESUME_INTERRUPTS();
 	}

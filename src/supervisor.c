@@ -183,15 +183,17 @@ dgen_supervisor_is_crash(const char *server, const char *sqlstate)
 
 /* ---------------------------------------------------------------- limits */
 
-static void
-arm(DgenModule *module)
+/* In a worker callbacks of the module have handler_timeout from here on, */
+void
+dgen_restart_arm(DgenModule *module)
 {
 	if (dgen_is_worker() && !dgen_batch_active())
 		dgen_worker_arm(module->handler_timeout, false);
 }
 
-static void
-disarm(void)
+/* to here. */
+void
+dgen_restart_disarm(void)
 {
 	if (!dgen_is_worker() || dgen_batch_active())
 		return;
@@ -277,10 +279,10 @@ dgen_end_incarnation(DgenModule *module, DgenServer *server, const char *reason,
 	MemoryContextSwitchTo(old);
 	PG_TRY();
 	{
-		arm(module);
+		dgen_restart_arm(module);
 		server->keep_state = keep_state;
 		dgen_activation_stop(module, server, reason);
-		disarm();
+		dgen_restart_disarm();
 		ReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(old);
 		CurrentResourceOwner = owner;
@@ -462,11 +464,11 @@ start_server(DgenChild *child, int depth)
 	}
 	else
 	{
-		arm(module);
+		dgen_restart_arm(module);
 		PushActiveSnapshot(GetTransactionSnapshot());
 		begin_incarnation(module, &address, server, child, depth);
 		PopActiveSnapshot();
-		disarm();
+		dgen_restart_disarm();
 		server->dirty = true;
 	}
 	server->erased = false;

@@ -123,6 +123,8 @@ extern void dgen_supervisor_end(DgenSupervisor *sup, DgenSupervisorStatus status
 extern void dgen_tree_take_leases(List *children);
 extern void dgen_exit_drop(DgenServer *server);	/* its exit message, if there is one */
 extern DgenModule *dgen_child_module(DgenChild *child, DgenAddress *address);	/* NULL: gone */
+extern void dgen_restart_arm(DgenModule *module);
+extern void dgen_restart_disarm(void);
 extern bool dgen_restart_is_foreign(ErrorData *edata);	/* not about the child */
 
 #endif							/* DGEN_SUPERVISOR_H */

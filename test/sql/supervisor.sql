@@ -480,6 +480,12 @@ SELECT pg_temp.until($$(SELECT status <> 'running' FROM dgen.supervisors WHERE n
 SELECT status, reason FROM dgen.supervisors WHERE name = 'slow';
 SELECT id, status, reason FROM dgen.children WHERE supervisor = 'slow';
 SELECT dgen.stop_supervisor('slow');
+-- nor does a crash loop wait for it
+SELECT dgen.alter_module('super4', on_crash_loop => 'init', crash_limit => 1) -> 'created';
+SELECT dgen.start('super4/b');
+INSERT INTO super4.slow VALUES ('b');
+SELECT pg_temp.error($$SELECT dgen.call('super4/b', 'null')$$);
+SELECT suspended_by, dgen.state(server) FROM dgen.servers WHERE server = 'super4/b';
 
 RESET ROLE;
 SELECT dgen.drop_module('super', cascade => true), dgen.drop_module('super4', cascade => true);
