@@ -123,9 +123,14 @@ class Model:
         if forget:
             s.state = None
             s.mail = [m for m in s.mail if m.incarnation != s.incarnation]
-        if forget and not s.suspended and not s.is_failing():
-            s.incarnation, s.reason = 0, None
         self.end_ties(name, reason)
+        self.forget_the_forgotten()
+
+    def forget_the_forgotten(self):
+        """One that was to leave nothing is remembered while it is suspended, or failing."""
+        for s in self.servers.values():
+            if self.on_stop == "delete" and not (s.active or s.suspended or s.is_failing() or s.state is not None):
+                s.incarnation, s.reason = 0, None
 
     def end_ties(self, name, reason):
         self.names = {k: n for k, n in self.names.items() if n[0] != name}
@@ -240,6 +245,7 @@ class Model:
                 if m is not None:
                     self.handle(name, m)
                     busy = True
+        self.forget_the_forgotten()
 
     def handle(self, name, m):
         try:
