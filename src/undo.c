@@ -386,8 +386,8 @@ run_undo(Undo *u)
 {
 	int			len = strlen(u->row.server);
 
-	/* a module's name and a slash */
-	if (u->row.what == DGEN_AUDIT_SUSPENSION && u->row.server[len - 1] == '/')
+	/* a module's name and a slash, and no more: a key may end with one, too */
+	if (u->row.what == DGEN_AUDIT_SUSPENSION && strchr(u->row.server, '/') == u->row.server + len - 1)
 	{
 		undo_module_suspension(u);
 		return;

@@ -145,6 +145,12 @@ SELECT regexp_replace(pg_temp.error(format('SELECT dgen.undo(%s)', :id)), 'chang
 SELECT dgen.undo(pg_temp.id('audit/')) > 0;
 SELECT suspended_by, suspended_reason FROM dgen.modules WHERE module = 'audit';
 SELECT dgen.resume(module => 'audit');
+-- a server whose key ends with a slash is no module
+SELECT dgen.suspend('audit/a/'), dgen.resume('audit/a/');
+SELECT dgen.undo(pg_temp.id('audit/a/')) > 0;
+SELECT suspended_at IS NULL AS goes_on, (SELECT count(*) FROM dgen.servers WHERE server = 'audit/a/' AND suspended_at IS NOT NULL) AS servers
+FROM dgen.modules WHERE module = 'audit';
+SELECT dgen.delete('audit/a/');
 
 --
 -- Messages
