@@ -299,7 +299,7 @@ dgen_history(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	after = PG_ARGISNULL(1) ? r.server.version - Min(left, r.server.version) : PG_GETARG_INT64(1);
 	after = Max(after, r.oldest - 1);
-	if (r.server.history_version != r.server.version)
+	if (r.server.history_version != r.server.version || after >= r.server.version)
 		left = 0;
 	page = AllocSetContextCreate(CurrentMemoryContext, "dgen page of history",
 								 ALLOCSET_DEFAULT_SIZES);

@@ -58,6 +58,8 @@ SELECT pg_temp.versions('a');
 -- what changes nothing makes none, but says that the last one is good
 SELECT dgen.call('history/a', '{}');
 SELECT pg_temp.versions('a', 8);
+-- behind the last there is none
+SELECT count(*) FROM dgen.history('history/a', 9223372036854775807);
 -- in a document it is read by the snapshot that the state is read by
 SELECT dgen.call('history/doc', '{"n": 1}'), dgen.call('history/doc', '{"n": 2}');
 SELECT n, d -> 'version' AS version, d -> 'history' -> -1 -> 'version' AS last
