@@ -241,7 +241,7 @@ def test_reply_twice(db, cluster_with_c):
 
 # a handler's signature and body, and what its caller is told
 GARBAGE = {
-    "no state": ("INOUT state jsonb, OUT reply jsonb", "state := NULL; reply := '1'", None),
+    "no state": ("INOUT state jsonb, OUT reply jsonb", "state := NULL; reply := '1'", "OT012"),
     "no reply": ("INOUT state jsonb, OUT reply jsonb", "reply := NULL", None),
     "null state": ("INOUT state jsonb, OUT reply jsonb", "state := 'null'; reply := 'null'", None),
     "scalar": ("INOUT state jsonb, OUT reply jsonb", "state := '17'; reply := '\"x\"'", None),
