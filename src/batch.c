@@ -352,7 +352,11 @@ begin_transaction(Batch *b)
 	MemoryContextSwitchTo(b->mcxt);
 }
 
-/* Tell the callers that wait on a lock whose transaction to wait for. */
+/*
+ * Tell the callers that wait on a lock whose transaction to wait for.  Before
+ * the first table is opened: who rewrites that, of dgen's too, waits for the
+ * callers, and we wait behind him.
+ */
 static void
 publish_vxid(Batch *b)
 {
@@ -484,12 +488,12 @@ try_body(Batch *b)
 {
 	dgen_worker_prepare_session(b->module_id);
 	begin_transaction(b);
+	publish_vxid(b);
 	b->module = dgen_module_by_id(b->module_id);
 	if (b->module != NULL && b->module->suspended)
 		b->module = dgen_module_reread(b->module);
 	if (b->module != NULL)
 		dgen_module_hold(b->module);
-	publish_vxid(b);
 	if (module_is_ready(b))
 	{
 		/* an effect may take long, and its outside work cannot be undone */
@@ -918,6 +922,13 @@ collect_calls(Batch *b)
 }
 
 static Batch batch;
+
+/* The worker is in a transaction that comes before its batch's, and may wait in it, too. */
+void
+dgen_batch_publish(void)
+{
+	publish_vxid(&batch);
+}
 
 /*
  * Whatever is raised from here on, and ends the worker, its exit gives back

@@ -436,6 +436,7 @@ extern void dgen_version_report(int elevel, const DgenError *fault);
  */
 extern DgenTable *dgen_table_open(DgenTableId id, LOCKMODE lockmode);
 extern void dgen_table_close(DgenTable *table);
+extern void dgen_table_close_unlock(DgenTable *table);
 extern HeapTuple dgen_table_form(DgenTable *table, Datum *values, bool *nulls);
 extern void dgen_table_insert(DgenTable *table, Datum *values, bool *nulls, ItemPointer tid);
 extern void dgen_table_insert_many(DgenTable *table, int n, HeapTuple *tuples);
@@ -1447,6 +1448,7 @@ extern void dgen_batch_keep(DgenServer *server);	/* its state outlives the handl
 extern bool dgen_batch_in_company(void);
 extern void dgen_batch_overtakes(void);
 extern void dgen_batch_at_exit(bool sent_away);
+extern void dgen_batch_publish(void);
 extern void dgen_batch_answer_callers(void);
 extern bool dgen_batch_active(void);
 extern bool dgen_batch_in_doubt(void);	/* at the commit: perhaps not replicated */

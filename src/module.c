@@ -343,7 +343,7 @@ find_row(int index, ScanKey key, DgenModuleRow *row)
 		found = scan_for_row(table, index, key, snapshot, row);
 
 	UnregisterSnapshot(registered);
-	dgen_table_close(table);
+	dgen_table_close_unlock(table);
 	return found;
 }
 

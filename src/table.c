@@ -395,17 +395,34 @@ need_indexes(DgenTable *table)
 	CurrentResourceOwner = save_owner;
 }
 
+static void
+close_table(DgenTable *table, LOCKMODE lockmode)
+{
+	for (int i = 0; i < table->nindexes; i++)
+	{
+		index_close(table->indexes[i], lockmode);
+		pfree(table->infos[i]);
+	}
+	table_close(table->rel, lockmode);
+	pfree(table);
+}
+
 /* Close; the locks stay until the transaction ends. */
 void
 dgen_table_close(DgenTable *table)
 {
-	for (int i = 0; i < table->nindexes; i++)
-	{
-		index_close(table->indexes[i], NoLock);
-		pfree(table->infos[i]);
-	}
-	table_close(table->rel, NoLock);
-	pfree(table);
+	close_table(table, NoLock);
+}
+
+/*
+ * Close what was opened by AccessShareLock for a cache, as catalogs are: a caller
+ * who found all in his cache had no lock, either.  One who kept it while he
+ * waits would have who rewrites the table wait for him, and the workers for that.
+ */
+void
+dgen_table_close_unlock(DgenTable *table)
+{
+	close_table(table, AccessShareLock);
 }
 
 static void

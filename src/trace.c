@@ -222,7 +222,7 @@ dgen_trace_load(DgenModule *module)
 	}
 	dgen_scan_end(scan);
 	UnregisterSnapshot(registered);
-	dgen_table_close(table);
+	dgen_table_close_unlock(table);
 }
 
 static bool

@@ -306,6 +306,7 @@ use_settings(int32 module_id)
 	char	   *new_timezone;
 
 	StartTransactionCommand();
+	dgen_batch_publish();
 	module = dgen_module_by_id(module_id);
 	if (module != NULL &&
 		(module_id != settings_of || search_path == NULL || strcmp(search_path, module->search_path) != 0 ||
