@@ -781,7 +781,7 @@ report_failures(int poolno)
 				(errmsg("dgen worker of role %u in database %u ended at its start",
 						dgen_shared->pools[poolno].owner,
 						dgen_shared->pools[poolno].database),
-				 errhint("The role must exist, have CONNECT on the database, and before PostgreSQL 17 LOGIN.")));
+				 errhint("See what it has logged before. The role must exist, have CONNECT on the database, and before PostgreSQL 17 LOGIN.")));
 	}
 }
 
