@@ -403,7 +403,8 @@ issue(DgenModule *module, const DgenAddress *to, Jsonb *request, TimestampTz dea
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("too many servers have work"),
-				 errdetail("dgen.max_ready = %d places are taken.", dgen_max_ready),
+				 errdetail("dgen.max_ready = %d places are taken, or servers of %d owners and external modules have work.",
+						   dgen_max_ready, DGEN_MAX_POOLS),
 				 errhint("Try again later, or raise dgen.max_ready.")));
 	}
 	return o;

@@ -301,13 +301,75 @@ is_pool(DgenPool *pool, Oid database, Oid owner, DgenPoolKind kind)
 	return pool->used && pool->database == database && pool->owner == owner && pool->kind == kind;
 }
 
-/* Lock the pool of an owner, made where there is none; NULL: no room. */
+/* The pool of an owner, or DGEN_NONE.  Caller holds dgen_shared->lock. */
+static int
+find_pool(Oid database, Oid owner, DgenPoolKind kind)
+{
+	for (int i = 0; i < DGEN_MAX_POOLS; i++)
+	{
+		if (is_pool(&dgen_shared->pools[i], database, owner, kind))
+			return i;
+	}
+	return DGEN_NONE;
+}
+
+/*
+ * A pool that nobody uses; else one that has nothing to do is taken away from
+ * its owner.  DGEN_NONE: all are busy.  Caller holds dgen_shared->lock
+ * exclusively, without which nobody comes to a pool that is not used.
+ */
+static int
+vacate_pool(void)
+{
+	for (int i = 0; i < DGEN_MAX_POOLS; i++)
+	{
+		if (!dgen_shared->pools[i].used)
+			return i;
+	}
+	for (int i = 0; i < DGEN_MAX_POOLS; i++)
+	{
+		DgenPool   *pool = &dgen_shared->pools[i];
+
+		LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
+		if (pool->nworkers == 0 && pool->nentries == 0)
+			pool->used = false;
+		LWLockRelease(&pool->lock);
+		if (!pool->used)
+			return i;
+	}
+	return DGEN_NONE;
+}
+
+/* Caller holds both locks. */
+static void
+init_pool(DgenPool *pool, Oid database, Oid owner, DgenPoolKind kind)
+{
+	pool->database = database;
+	pool->owner = owner;
+	pool->kind = kind;
+	pool->head = pool->tail = pool->parked = DGEN_NONE;
+	pool->nready = pool->nworkers = pool->nentries = 0;
+	pool->overflow = false;
+	pool->park_due = DT_NOEND;
+	pool->growth_asked = false;
+	pool->refused_at = 0;
+	pool->start_failures = 0;
+	pool->retry_at = 0;
+	for (int i = 0; i < NBUCKETS; i++)
+		pool->buckets[i] = DGEN_NONE;
+	pool->used = true;
+}
+
+/*
+ * Lock the pool of an owner.  NULL: there is none, and with create, which is for
+ * those who have something to put there, no room either.
+ */
 static DgenPool *
-lock_pool(Oid database, Oid owner, DgenPoolKind kind)
+lock_pool(Oid database, Oid owner, DgenPoolKind kind, bool create)
 {
 	static int	last = 0;
 	DgenPool   *pool = &dgen_shared->pools[last];
-	int			found = DGEN_NONE;
+	int			found;
 
 	LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
 	if (is_pool(pool, database, owner, kind))
@@ -315,17 +377,9 @@ lock_pool(Oid database, Oid owner, DgenPoolKind kind)
 	LWLockRelease(&pool->lock);
 
 	LWLockAcquire(&dgen_shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < DGEN_MAX_POOLS; i++)
-	{
-		pool = &dgen_shared->pools[i];
-		if (is_pool(pool, database, owner, kind))
-		{
-			found = i;
-			break;
-		}
-		if (!pool->used && found == DGEN_NONE)
-			found = i;
-	}
+	found = find_pool(database, owner, kind);
+	if (found == DGEN_NONE && create)
+		found = vacate_pool();
 	if (found == DGEN_NONE)
 	{
 		LWLockRelease(&dgen_shared->lock);
@@ -334,22 +388,7 @@ lock_pool(Oid database, Oid owner, DgenPoolKind kind)
 	pool = &dgen_shared->pools[found];
 	LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
 	if (!pool->used)
-	{
-		pool->database = database;
-		pool->owner = owner;
-		pool->kind = kind;
-		pool->head = pool->tail = pool->parked = DGEN_NONE;
-		pool->nready = pool->nworkers = pool->nentries = 0;
-		pool->overflow = false;
-		pool->park_due = DT_NOEND;
-		pool->growth_asked = false;
-		pool->refused_at = 0;
-		pool->start_failures = 0;
-		pool->retry_at = 0;
-		for (int i = 0; i < NBUCKETS; i++)
-			pool->buckets[i] = DGEN_NONE;
-		pool->used = true;
-	}
+		init_pool(pool, database, owner, kind);
 	LWLockRelease(&dgen_shared->lock);
 	last = found;
 	return pool;
@@ -464,7 +503,7 @@ has_part(DgenPool *pool)
 bool
 dgen_ready_ring(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int64 hash)
 {
-	DgenPool   *pool = lock_pool(database, owner, kind);
+	DgenPool   *pool = lock_pool(database, owner, kind, true);
 	int			i = DGEN_NONE;
 
 	if (pool != NULL)
@@ -495,7 +534,7 @@ dgen_ready_ring(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int
 bool
 dgen_ready_known(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int64 hash)
 {
-	DgenPool   *pool = lock_pool(database, owner, kind);
+	DgenPool   *pool = lock_pool(database, owner, kind, false);
 	bool		known;
 
 	if (pool == NULL)
@@ -510,7 +549,7 @@ void
 dgen_ready_look(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int64 hash,
 				DgenReadyLook *look)
 {
-	DgenPool   *pool = lock_pool(database, owner, kind);
+	DgenPool   *pool = lock_pool(database, owner, kind, false);
 	int			i;
 
 	memset(look, 0, sizeof(DgenReadyLook));
@@ -569,7 +608,7 @@ static bool
 put_call(Oid owner, DgenPoolKind kind, DgenCall *call, dsa_pointer self,
 		 void (*put) (DgenReady *entry, DgenCall *call, dsa_pointer self))
 {
-	DgenPool   *pool = lock_pool(call->database, owner, kind);
+	DgenPool   *pool = lock_pool(call->database, owner, kind, true);
 	int			i;
 
 	if (pool == NULL)
@@ -646,7 +685,7 @@ dgen_ready_withdraw(DgenCall *call, dsa_pointer self)
 void
 dgen_ready_stop_calls(Oid database, Oid owner, DgenPoolKind kind, int32 module_id, int64 hash)
 {
-	DgenPool   *pool = lock_pool(database, owner, kind);
+	DgenPool   *pool = lock_pool(database, owner, kind, false);
 	int			i;
 
 	if (pool == NULL)
@@ -826,7 +865,7 @@ ask_for_rest(DgenPool *pool)
 int
 dgen_ready_take_external(int32 module_id, DgenTaken *taken)
 {
-	DgenPool   *pool = lock_pool(MyDatabaseId, (Oid) module_id, DGEN_POOL_EXTERNAL);
+	DgenPool   *pool = lock_pool(MyDatabaseId, (Oid) module_id, DGEN_POOL_EXTERNAL, false);
 	int			poolno;
 	int32		its_module;
 
@@ -849,7 +888,7 @@ dgen_ready_take_external(int32 module_id, DgenTaken *taken)
 bool
 dgen_ready_external(int32 module_id, TimestampTz now, TimestampTz *due)
 {
-	DgenPool   *pool = lock_pool(MyDatabaseId, (Oid) module_id, DGEN_POOL_EXTERNAL);
+	DgenPool   *pool = lock_pool(MyDatabaseId, (Oid) module_id, DGEN_POOL_EXTERNAL, false);
 
 	*due = DT_NOEND;
 	if (pool == NULL)

@@ -651,6 +651,26 @@ def test_more_owners_than_workers(cluster):
     assert most <= 4
 
 
+@pytest.mark.parametrize("had_work", [False, True])
+def test_more_modules_than_queues(cluster, had_work):
+    """There are queues for 128 owners and external modules at a time: those
+    that were looked into, or had work once, are no reason to refuse a call."""
+    cluster.psql("CREATE EXTENSION dgen")
+    make(cluster, "m")
+    with cluster.connect() as conn:
+        for i in range(132):
+            conn.execute("CREATE SCHEMA e%d" % i)
+            conn.execute("SELECT dgen.create_module('e%d', external => true)" % i)
+            if had_work:
+                conn.execute("SELECT dgen.cast('e%d/1', '1')" % i)
+                conn.execute("SELECT dgen.finish_work(token) FROM dgen.take_work('e%d')" % i)
+            assert conn.execute("SELECT * FROM dgen.take_work('e%d')" % i).fetchall() == []
+        assert value(conn, "SELECT dgen.call('m/1', '{}', '5 s')") == {}
+        conn.execute("SELECT dgen.cast('m/2', '{}')")
+        wait_idle(conn, 10)
+        assert_nothing_left(conn)
+
+
 def test_no_worker_to_be_had(cluster):
     cluster.psql("CREATE EXTENSION dgen")
     make(cluster, "m")
