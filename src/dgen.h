@@ -1458,6 +1458,7 @@ extern PGDLLEXPORT void dgen_worker_main(Datum main_arg);
 /* --------------------------------------------------------------- invoke.c */
 /* a call in the caller's transaction; inlined: for tests */
 extern Jsonb *dgen_invoke_call(const DgenAddress *to, Jsonb *request, bool inlined);
+extern void dgen_check_available(DgenServer *server);	/* 55000, OT008: it handles nothing now */
 extern void dgen_check_isolation(DgenModule *module);
 extern void dgen_check_test_isolation(DgenModule *module);	/* waived for operators */
 

@@ -210,6 +210,7 @@ dgen_handle_now(DgenModule *module, DgenMessage *msg)
 		dgen_table_close(table);
 		return handled;
 	}
+	dgen_check_available(server);
 	if (msg->id != server->continue_id)
 		dgen_continue_now(module, table, server);
 	handled = handle(module, table, server, msg);

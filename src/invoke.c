@@ -213,8 +213,8 @@ handle_in_subtransaction(DgenModule *module, const DgenAddress *to, List *own)
  * sender's.  If it did, two servers that call each other could hold each
  * other up for ever.
  */
-static void
-check_available(DgenServer *server)
+void
+dgen_check_available(DgenServer *server)
 {
 	if (server->suspended)
 		ereport(ERROR,
@@ -246,7 +246,7 @@ handle_own_messages(DgenModule *module, const DgenAddress *to)
 	if (own == NIL)
 		return;
 	table = dgen_table_open(DGEN_T_SERVER, RowExclusiveLock);
-	check_available(dgen_server_read(table, to->text, to->hash, NULL));
+	dgen_check_available(dgen_server_read(table, to->text, to->hash, NULL));
 	dgen_table_close(table);
 	handle_in_subtransaction(module, to, own);
 }
@@ -307,7 +307,7 @@ activate(DgenModule *module, const DgenAddress *to, Jsonb *request)
 	else
 		dgen_server_save(server);
 	dgen_server_check_snapshot(server);
-	check_available(server);
+	dgen_check_available(server);
 	dgen_continue_now(module, table, server);
 
 	act.module = module;

@@ -284,6 +284,10 @@ COMMIT;
 SELECT pg_temp.try(format('SELECT dgen.check_response(%s)', :d1));
 SELECT pg_temp.try(format('SELECT dgen.check_response(%s)', :d2));
 
+-- or not at all
+SELECT dgen.suspend('requests/d3');
+SELECT pg_temp.try($$SELECT dgen.send_request('requests/d3', '1'), dgen.drain()$$);
+
 SELECT dgen.drop_module('requests', true);
 RESET ROLE;
 SET client_min_messages = warning;
