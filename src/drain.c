@@ -152,6 +152,9 @@ handle(DgenModule *module, DgenTable *table, DgenServer *server, DgenMessage *ms
 		dgen_stat_run(&act, msg, run_activation);
 		PopActiveSnapshot();
 		finish_message(&act, msg);
+		/* calls that wait are not for its next life */
+		if (act.exited)
+			dgen_admin_remember(module, server->hash);
 		dgen_batch_keep(server);
 		if (module->ephemeral)
 			server->dirty = server->state_changed = server->erased = false;

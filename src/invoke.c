@@ -327,6 +327,9 @@ activate(DgenModule *module, const DgenAddress *to, Jsonb *request)
 		server->active = false;
 	dgen_stat_run(&act, NULL, run_activation);
 	check_outcome(&act, to);
+	/* calls that wait are not for its next life */
+	if (act.exited)
+		dgen_admin_remember(module, server->hash);
 
 	dgen_batch_keep(server);
 	if (module->ephemeral)
