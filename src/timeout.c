@@ -173,9 +173,9 @@ dgen_timeout_settle(DgenActivation *act)
 
 /* ---------------------------------------------------------------- waking */
 
-/* Does a message wait in any lane behind this one? */
+/* Does a message of the server wait in any lane, from this id on? */
 static bool
-others_wait(const DgenMessage *msg)
+others_wait(DgenServer *server, int64 from)
 {
 	DgenTable  *table = dgen_table_open(DGEN_T_MESSAGE, RowExclusiveLock);
 	bool		found = false;
@@ -185,9 +185,9 @@ others_wait(const DgenMessage *msg)
 		ScanKeyData keys[3];
 		DgenScan   *scan;
 
-		dgen_key_int8(&keys[0], 1, msg->hash, BTEqualStrategyNumber);
+		dgen_key_int8(&keys[0], 1, server->hash, BTEqualStrategyNumber);
 		dgen_key_int2(&keys[1], 2, priority);
-		dgen_key_int8(&keys[2], 3, msg->id + 1, BTGreaterEqualStrategyNumber);
+		dgen_key_int8(&keys[2], 3, from, BTGreaterEqualStrategyNumber);
 		scan = dgen_scan_begin(table, DGEN_I_MESSAGE_MAILBOX, NULL, 3, keys);
 		found = dgen_scan_next(scan) != NULL;
 		dgen_scan_end(scan);
@@ -208,7 +208,9 @@ set_again(DgenModule *module, DgenServer *server, TimestampTz now, bool waits)
 	if (module->expire_after > 0 && server->used_at != 0)
 	{
 		expires = expires_at(module, server);
-		if (expires <= now && server->timeout_at == 0 && !waits && !is_engaged(server))
+		/* one of low priority may wait before the alarm */
+		if (expires <= now && server->timeout_at == 0 && !waits && !is_engaged(server) &&
+			!others_wait(server, 0))
 		{
 			dgen_activation_expire(module, server);
 			dgen_batch_keep(server);
@@ -241,7 +243,7 @@ dgen_timeout_wake(DgenModule *module, DgenServer *server, DgenMessage *msg, bool
 	if (server->timeout_id != msg->timer)
 		return false;
 	dgen_timeout_forget(server, false);
-	waits = call_waits || others_wait(msg);
+	waits = call_waits || others_wait(server, msg->id + 1);
 	if (server->timeout_at != 0 && server->timeout_at <= now &&
 		!(server->timeout_at == WHEN_DRAINED && waits))
 	{

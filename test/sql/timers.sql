@@ -210,6 +210,16 @@ SELECT dgen.alter_module('timers', expire_after => '200 ms') IS NOT NULL;
 SELECT dgen.cast('timers/old', '1') > 0, dgen.start('timers/started');
 SELECT pg_temp.until($$NOT EXISTS (SELECT FROM dgen.server WHERE server IN ('timers/old', 'timers/started'))$$);
 SELECT pg_temp.handled() h ORDER BY h;
+-- not before a message of low priority, which the alarm may pass
+SELECT dgen.alter_module('timers', expire_after => '800 ms') IS NOT NULL;
+SELECT dgen.cast('timers/low', '1') > 0;
+SELECT dgen.wait_idle('timers/low');
+SELECT dgen.suspend(module => 'timers');
+SELECT dgen.cast('timers/low', '2', priority => -1) > 0;
+SELECT pg_temp.until($$EXISTS (SELECT FROM dgen.message WHERE server = 'timers/low' AND kind = 't')$$);
+SELECT dgen.resume(module => 'timers');
+SELECT pg_temp.until($$NOT EXISTS (SELECT FROM dgen.server WHERE server = 'timers/low')$$);
+SELECT pg_temp.handled();
 SELECT dgen.alter_module('timers', expire_after => '1 hour') IS NOT NULL;
 SELECT dgen.cast('timers/old', '2') > 0;
 SELECT dgen.wait_idle('timers/old');
