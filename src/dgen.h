@@ -747,6 +747,10 @@ extern int	dgen_breaker_letter(Oid database, int32 module_id, int64 hash);
 extern void dgen_breaker_success(Oid database, int32 module_id, TimestampTz now);
 extern TimestampTz dgen_breaker_last_success(Oid database, int32 module_id);
 
+/* ---------------------------------------------------------------- orphan.c */
+/* for the keeper, in a transaction */
+extern void dgen_orphans_drop(void);
+
 /* ------------------------------------------------------------------ mark.c
  *
  * Lower bounds that senders publish, and low-water marks: see its header.

@@ -72,6 +72,7 @@
 #define LETTERS_MS (60 * 1000)
 #define HISTORY_MS (10 * 1000)
 #define AUDIT_MS (60 * 1000)
+#define ORPHANS_MS 2000
 #define HEALTHY_MS (60 * 1000)	/* a life so long forgives earlier failures */
 #define MAX_BACKOFF_MS (60 * 1000)
 #define MAX_ERRORS 5			/* passes in a row */
@@ -832,6 +833,19 @@ report_running(void)
 }
 
 static void
+drop_orphans(void)
+{
+	static TimestampTz orphans_at = 0;
+
+	if (pass_time < orphans_at)
+		return;
+	(void) begin();
+	dgen_orphans_drop();
+	commit();
+	orphans_at = after(ORPHANS_MS);
+}
+
+static void
 keeper_pass(void)
 {
 	TimestampTz announced;
@@ -858,6 +872,7 @@ keeper_pass(void)
 		if (dgen_announce_due(db) <= pass_time)
 			dgen_announce(db);
 		expire_audit();
+		drop_orphans();
 	}
 	pgstat_report_activity(STATE_IDLE, NULL);
 }

@@ -428,6 +428,7 @@ make_params(Work *w)
 	params->params[0].value = CStringGetTextDatum(w->kind);
 	params->params[1].value = JsonbPGetDatum(w->msg->message);
 	params->params[2].value = JsonbPGetDatum(w->state);
+	params->params[3].value = (Datum) 0;
 	return params;
 }
 

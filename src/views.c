@@ -748,11 +748,15 @@ dgen_pool_info(PG_FUNCTION_ARGS)
 		bool		external = views[i].kind == DGEN_POOL_EXTERNAL;
 		DgenModule *module = external ? dgen_module_by_id((int32) views[i].owner) : NULL;
 		Oid			owner = module ? module->owner : views[i].owner;
-		char	   *name = external && module == NULL ? NULL : GetUserNameFromId(owner, true);
+		char	   *name;
 
-		/* its module, or its owner, has been dropped */
-		if (name == NULL)
+		/* its module has been dropped */
+		if (external && module == NULL)
 			continue;
+		name = GetUserNameFromId(owner, true);
+		/* its owner has; the keeper empties it soon */
+		if (name == NULL)
+			name = psprintf("unknown (OID=%u)", owner);
 		if (all || has_privs_of_role(GetUserId(), owner))
 			show_pool((ReturnSetInfo *) fcinfo->resultinfo, &views[i], name, module ? module->name : NULL);
 	}

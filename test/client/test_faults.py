@@ -359,6 +359,21 @@ def test_suspended_between_tries(db, shared_cluster):
     assert_nothing_left(db)
 
 
+def test_owner_is_dropped(db, shared_cluster):
+    """What was queued for a role that is dropped wants no worker any more."""
+    db.execute("CREATE ROLE leaves LOGIN; CREATE SCHEMA m AUTHORIZATION leaves")
+    db.execute("SET ROLE leaves")
+    db.execute("CREATE FUNCTION m.handle_cast(message jsonb, state jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT state'")
+    db.execute("SELECT dgen.create_module('m')")
+    db.execute("RESET ROLE; REVOKE CONNECT ON DATABASE postgres FROM PUBLIC")
+    db.execute("SELECT dgen.cast('m/1', '1')")
+    failing = "SELECT count(*) FROM dgen.pools WHERE ready > 0"
+    wait_for(lambda: value(db, failing + " AND start_failures > 0"))
+    db.execute("SELECT dgen.drop_module('m', true)")
+    db.execute("DROP SCHEMA m CASCADE; DROP ROLE leaves; GRANT CONNECT ON DATABASE postgres TO PUBLIC")
+    wait_for(lambda: value(db, failing) == 0, 40)
+
+
 # ------------------------------------------------------------ places and lanes
 
 @pytest.mark.parametrize("retry", ["block", "skip"])

@@ -1,0 +1,74 @@
+/*-------------------------------------------------------------------------
+ *
+ * orphan.c
+ *	  What is left in the ready queue of a role that was dropped.
+ *
+ * A module's functions go before their owner can, but one of its servers may
+ * be queued still: no worker can be started for that as nobody, and the
+ * launcher would try again and again.  The entries are stale: who has a module
+ * with an owner is queued under that owner.
+ *
+ * Runs in the keeper, in a transaction.  Takes the pool's lock for each step.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "dgen.h"
+
+#include "miscadmin.h"
+#include "utils/syscache.h"
+
+static bool
+is_orphan(DgenPool *pool)
+{
+	Oid			owner = InvalidOid;
+
+	LWLockAcquire(&pool->lock, LW_SHARED);
+	if (pool->used && pool->database == MyDatabaseId && pool->kind != DGEN_POOL_EXTERNAL &&
+		pool->start_failures > 0)
+		owner = pool->owner;
+	LWLockRelease(&pool->lock);
+	return OidIsValid(owner) && !SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(owner));
+}
+
+/* Whoever waits is told; each call leaves the list before anything can fail. */
+static void
+refuse_calls(DgenTaken *taken)
+{
+	while (taken->calls != InvalidDsaPointer)
+	{
+		dsa_pointer self = taken->calls;
+		DgenCall   *call = dsa_get_address(dgen_dsa(), self);
+		DgenError	err = {ERRCODE_DGEN_NO_MODULE};
+
+		taken->calls = call->next;
+		if (dgen_call_begin(call))
+		{
+			err.message = psprintf("module of server \"%s\" was dropped", call->data);
+			dgen_call_put_error(call, &err);
+			dgen_call_finish(call);
+		}
+		dgen_call_unref(call, self);
+	}
+	taken->last_call = InvalidDsaPointer;
+}
+
+/* Empty the queues of this database whose owner is no more; then nobody wants a worker for them. */
+void
+dgen_orphans_drop(void)
+{
+	for (int i = 0; i < DGEN_MAX_POOLS; i++)
+	{
+		DgenTaken	taken;
+		int32		module_id;
+
+		if (!is_orphan(&dgen_shared->pools[i]))
+			continue;
+		(void) dgen_ready_unpark(i, DT_NOEND);
+		while (dgen_ready_take(i, true, 1, &taken, &module_id) > 0)
+		{
+			refuse_calls(&taken);
+			dgen_ready_give_back(i, &taken, false, 0);
+			CHECK_FOR_INTERRUPTS();
+		}
+	}
+}
