@@ -381,6 +381,13 @@ answer_call(Look *look, DgenCall *call, dsa_pointer self, Jsonb *reply, const Dg
 		dgen_call_put_error(call, error);
 }
 
+/* Does a tombstone stand for the server?  What was sent before may come after it. */
+static bool
+is_deleted(Look *look)
+{
+	return !look->server->active && look->server->tombstone_until > GetCurrentTimestamp();
+}
+
 /* Was the call's server stopped while it waited, or its request answered before? */
 static bool
 is_answered(Look *look, DgenCall *call, dsa_pointer self)
@@ -394,6 +401,12 @@ is_answered(Look *look, DgenCall *call, dsa_pointer self)
 		err.sqlerrcode = ERRCODE_DGEN_STOPPED;
 		err.message = psprintf("server \"%s\" has stopped", call->data);
 		err.detail = pstrdup("It was stopped or deleted while the call waited for it. The call did not happen.");
+		answer_call(look, call, self, NULL, &err);
+		return true;
+	}
+	if (is_deleted(look))
+	{
+		dgen_no_server_error(look->module, look->server, &err);
 		answer_call(look, call, self, NULL, &err);
 		return true;
 	}
@@ -442,17 +455,19 @@ take_call(Look *look)
 static bool
 drop_message(Look *look, DgenMessage *msg)
 {
-	static const DgenError late = {ERRCODE_DGEN_TIMEOUT, "request expired before it was handled",
-	"It did not happen.", "Send it again, with a longer expires."};
+	DgenError	err = {ERRCODE_DGEN_TIMEOUT, "request expired before it was handled",
+		"It did not happen.", "Send it again, with a longer expires."};
 	TM_Result	result = dgen_table_delete(look->messages, &msg->tid);
 
 	if (result != TM_Ok)
 		return result != TM_BeingModified;
 	CommandCounterIncrement();
+	if (is_deleted(look))
+		dgen_no_server_error(look->module, look->server, &err);
 	if (msg->kind == DGEN_KIND_REQUEST)
-		dgen_request_reply(look->module, msg, NULL, dgen_error_to_jsonb(&late));
+		dgen_request_reply(look->module, msg, NULL, dgen_error_to_jsonb(&err));
 	else if (msg->kind == DGEN_KIND_CALL)
-		dgen_deferred_answer(msg->token, NULL, &late);
+		dgen_deferred_answer(msg->token, NULL, &err);
 	dgen_attempt_delete(msg->id);
 	return true;
 }
@@ -523,14 +538,16 @@ next_message(Look *look)
 			if (msg != NULL)
 				return msg;
 		}
-		else if (msg->expires_at <= GetCurrentTimestamp() || is_engines(msg) ||
+		else if ((is_deleted(look) && !dgen_timer_is_behind(msg)) ||
+				 msg->expires_at <= GetCurrentTimestamp() || is_engines(msg) ||
 				 !dgen_message_is_for(msg, look->server))
 			busy = !drop_message(look, msg);
 		else
 		{
 			DgenClaim	claim = claim_timer(look, msg);
 
-			if (claim == DGEN_CLAIM_TAKEN)
+			/* one for a deleted server is met again, without its timer */
+			if (claim == DGEN_CLAIM_TAKEN && !is_deleted(look))
 				return msg;
 			busy = claim == DGEN_CLAIM_BUSY;
 		}
@@ -631,7 +648,7 @@ start_server(Look *look)
 {
 	DgenActivation act = {0};
 
-	if (look->server->active)
+	if (look->server->active || is_deleted(look))
 		return;
 	act.module = look->module;
 	act.server = look->server;
