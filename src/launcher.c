@@ -695,7 +695,7 @@ start_keepers(void)
 
 /*
  * Look at one pool, whose lock the caller holds.  Ends its episodes of want,
- * if it has nothing to do; frees it, if it has nothing at all.
+ * if it has nothing to do; frees it, if it has nothing at all, or its database is gone.
  */
 static void
 view_pool(int poolno, bool free_if_quiet)
@@ -723,6 +723,8 @@ view_pool(int poolno, bool free_if_quiet)
 		if (free_if_quiet && pool->nworkers == 0 && pool->nentries == 0)
 			pool->used = false;
 	}
+	if (db == DGEN_NONE)
+		dgen_ready_forget(poolno);
 }
 
 /* Look at all pools, and at who has workers. */

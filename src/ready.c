@@ -812,6 +812,43 @@ dgen_ready_give_back(int poolno, DgenTaken *taken, bool more, TimestampTz park_u
 	unlock_pool(pool);
 }
 
+/* Is there one that somebody has in hand, or waits for? */
+static bool
+is_awaited(DgenPool *pool)
+{
+	for (int b = 0; b < NBUCKETS; b++)
+	{
+		for (int i = pool->buckets[b]; i != DGEN_NONE; i = ready->entries[i].bucket_next)
+		{
+			if (ready->entries[i].state == DGEN_READY_RUNNING ||
+				ready->entries[i].calls != InvalidDsaPointer)
+				return true;
+		}
+	}
+	return false;
+}
+
+/*
+ * The pool's database is gone, and what waited there with it.  Caller holds
+ * dgen_shared->lock exclusively, and the pool's.
+ */
+void
+dgen_ready_forget(int poolno)
+{
+	DgenPool   *pool = &dgen_shared->pools[poolno];
+
+	if (pool->nworkers > 0 || is_awaited(pool))
+		return;
+	for (int b = 0; b < NBUCKETS; b++)
+	{
+		while (pool->buckets[b] != DGEN_NONE)
+			free_entry(pool, pool->buckets[b]);
+	}
+	pool->head = pool->tail = pool->parked = DGEN_NONE;
+	pool->nready = 0;
+	pool->used = false;
+}
+
 /* Queue what was parked until now; returns when the next one is due. */
 TimestampTz
 dgen_ready_unpark(int poolno, TimestampTz now)

@@ -686,6 +686,27 @@ def test_more_modules_than_queues(cluster, had_work):
         assert_nothing_left(conn)
 
 
+def test_queues_of_dropped_databases(cluster):
+    """What waited in a database that was dropped takes no queue from others."""
+    cluster.psql("CREATE EXTENSION dgen")
+    with cluster.connect() as conn:
+        for i in range(122):
+            conn.execute("CREATE SCHEMA e%d" % i)
+            conn.execute("SELECT dgen.create_module('e%d', external => true)" % i)
+            conn.execute("SELECT dgen.cast('e%d/1', '1')" % i)
+        for i in range(6):
+            conn.execute("CREATE DATABASE gone")
+            cluster.psql("CREATE EXTENSION dgen; " + MODULE % {"name": "m", "options": ", backoff_initial => '1 h', backoff_max => '1 h'"},
+                         dbname="gone")
+            with cluster.connect(dbname="gone") as there:
+                there.execute("SELECT dgen.cast('m/1', '{\"do\": \"raise\"}')")
+                wait_for(lambda: value(there, "SELECT count(*) FROM dgen.attempt"), 20)
+                there.execute("SELECT dgen.cast('m/1', '{}')")
+            conn.execute("DROP DATABASE gone")
+        make(cluster, "m")
+        wait_for(lambda: sqlstate(conn, "SELECT dgen.call('m/1', '{}', '5 s')") is None, 10)
+
+
 def test_no_worker_to_be_had(cluster):
     cluster.psql("CREATE EXTENSION dgen")
     make(cluster, "m")
