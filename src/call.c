@@ -48,6 +48,7 @@
 
 #define CANCEL_GRACE_MS 50
 #define CONNECTION_CHECK_MS 1000
+#define DEADLOCK_CHECK_MS 20
 #define STARVED_MS 2000			/* no place for a worker for so long is not to change soon */
 #define DEFAULT_TIMEOUT_USECS INT64CONST(5000000)
 
@@ -424,12 +425,21 @@ wait_on_lock(Outstanding *o, int64 remaining_ms)
 	MemoryContext old = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	volatile int save_timeout = LockTimeout;
+	volatile int save_deadlock = DeadlockTimeout;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(old);
 	PG_TRY();
 	{
 		LockTimeout = (int) Max(1, Min(remaining_ms, CONNECTION_CHECK_MS));
+
+		/*
+		 * We have waited for deadlock_timeout already.  The detector has to
+		 * look before lock_timeout, whose error would hide what it finds; and
+		 * before the worker's own, or a deadlock with us would be a conflict
+		 * that the worker tries again and again.
+		 */
+		DeadlockTimeout = Min(save_deadlock, DEADLOCK_CHECK_MS);
 		if (vxid != 0)
 		{
 			VirtualTransactionId id;
@@ -441,6 +451,7 @@ wait_on_lock(Outstanding *o, int64 remaining_ms)
 		else
 			dgen_lease_wait(o->call->hash);
 		LockTimeout = save_timeout;
+		DeadlockTimeout = save_deadlock;
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -449,6 +460,7 @@ wait_on_lock(Outstanding *o, int64 remaining_ms)
 		ErrorData  *edata;
 
 		LockTimeout = save_timeout;
+		DeadlockTimeout = save_deadlock;
 		/* this abort gives nothing up: an error that goes on has one of its own */
 		outstanding = NIL;
 		edata = dgen_subxact_abort(old, owner);

@@ -575,6 +575,29 @@ def test_statement_timeout_of_the_caller(conn, effects):
     check_cancelled(conn, effects, "late/statement")
 
 
+def test_deadlock_with_the_settings_that_all_have(db, conn):
+    """Whose handler waits for a row of the caller's own transaction is told by
+    PostgreSQL's detector, long before the call's timeout."""
+    conn.execute("CREATE SCHEMA own; CREATE TABLE own.row (n int); INSERT INTO own.row VALUES (0);"
+                 "CREATE FUNCTION own.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb)"
+                 " LANGUAGE plpgsql AS $$ BEGIN UPDATE own.row SET n = n + 1; reply := '1'; END $$;"
+                 "SET client_min_messages = error; SELECT dgen.create_module('own', isolation => 'read committed')")
+    for timeout in ("1s", "1500ms"):
+        conn.execute("ALTER SYSTEM SET deadlock_timeout = '%s'" % timeout)
+        conn.execute("SELECT pg_reload_conf()")
+        wait_for(lambda: value(conn, "SELECT current_setting('deadlock_timeout')::interval = %s::interval", timeout))
+        conn.execute("BEGIN")
+        conn.execute("UPDATE own.row SET n = n + 1")
+        begin = time.monotonic()
+        with pytest.raises(psycopg.errors.DeadlockDetected):
+            conn.execute("SELECT dgen.call('own/1', '{}', timeout => '30 s')")
+        assert time.monotonic() - begin < 10
+        conn.execute("ROLLBACK")
+        assert value(conn, "SELECT dgen.call('own/1', '{}')") == 1
+    conn.execute("ALTER SYSTEM RESET deadlock_timeout")
+    conn.execute("SELECT pg_reload_conf()")
+
+
 @pytest.mark.parametrize("after_deadlock_timeout", (False, True))
 def test_cancelled_caller(db, conn, effects, after_deadlock_timeout):
     with db.connect() as caller:
