@@ -17,8 +17,9 @@
 #include "miscadmin.h"
 #include "utils/syscache.h"
 
-static bool
-is_orphan(DgenPool *pool)
+/* The pool's owner if there is no such role, else 0. */
+static Oid
+dropped_owner(DgenPool *pool)
 {
 	Oid			owner = InvalidOid;
 
@@ -27,7 +28,9 @@ is_orphan(DgenPool *pool)
 		pool->start_failures > 0)
 		owner = pool->owner;
 	LWLockRelease(&pool->lock);
-	return OidIsValid(owner) && !SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(owner));
+	if (OidIsValid(owner) && SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(owner)))
+		return InvalidOid;
+	return owner;
 }
 
 /* Whoever waits is told; each call leaves the list before anything can fail. */
@@ -58,16 +61,24 @@ dgen_orphans_drop(void)
 {
 	for (int i = 0; i < DGEN_MAX_POOLS; i++)
 	{
+		DgenPool   *pool = &dgen_shared->pools[i];
+		Oid			owner = dropped_owner(pool);
 		DgenTaken	taken;
 		int32		module_id;
 
-		if (!is_orphan(&dgen_shared->pools[i]))
+		if (!OidIsValid(owner))
 			continue;
 		(void) dgen_ready_unpark(i, DT_NOEND);
 		while (dgen_ready_take(i, true, 1, &taken, &module_id) > 0)
 		{
-			refuse_calls(&taken);
-			dgen_ready_give_back(i, &taken, false, 0);
+			/* what is in hand keeps the pool whose it is: it may have become another's before */
+			bool		stale = pool->owner == owner && pool->database == MyDatabaseId;
+
+			if (stale)
+				refuse_calls(&taken);
+			dgen_ready_give_back(i, &taken, !stale, 0);
+			if (!stale)
+				break;
 			CHECK_FOR_INTERRUPTS();
 		}
 	}
