@@ -911,13 +911,13 @@ refuse_drop(const char *name, const int64 *counts)
 	for (int part = 0; part < lengthof(parts); part++)
 	{
 		if (parts[part].counted != NULL && counts[part] > 0)
-			appendStringInfo(&detail, "%s" INT64_FORMAT " %s", detail.len > 0 ? ", " : "",
-							 counts[part], parts[part].counted);
+			appendStringInfo(&detail, "%s%s: " INT64_FORMAT, detail.len > 0 ? ", " : "",
+							 parts[part].counted, counts[part]);
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
 			 errmsg("cannot drop module \"%s\" because it is in use", name),
-			 errdetail("It has %s.", detail.data),
+			 errdetail("Number of its %s.", detail.data),
 			 errhint("Pass \"cascade\" => true to lose them, too.")));
 }
 

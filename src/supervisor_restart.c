@@ -156,8 +156,8 @@ static void
 give_up(DgenSupervisor *sup, DgenChild *child, const char *reason)
 {
 	char	   *parent = dgen_supervisor_parent(sup->name);
-	char	   *why = psprintf("more than %d restarts in %s; the last one for child \"%s\": %s",
-							   sup->intensity,
+	char	   *why = psprintf("more than %d restart%s in %s; the last one for child \"%s\": %s",
+							   sup->intensity, sup->intensity == 1 ? "" : "s",
 							   DatumGetCString(DirectFunctionCall1(interval_out,
 																   IntervalPGetDatum(&sup->period))),
 							   child->id, reason);
