@@ -60,6 +60,8 @@ dgen_batch_flush(void)
 		if (!server->dirty)
 			continue;
 		dgen_server_save(server);
+		/* later writes are compared with this one, after the activation's memory has gone */
+		dgen_server_keep(server, server->stored, active->mcxt);
 		dgen_server_write(active->server_rows, server, GetActiveSnapshot());
 	}
 }

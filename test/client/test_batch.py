@@ -293,3 +293,35 @@ def test_work_that_is_taken_and_finished_in_one_transaction(db, conn, end):
         work('"second"', "COMMIT")
     assert caller.get() == ("first" if end == "COMMIT" else "second")
     db.assert_no_crash()
+
+
+LARGE = """
+CREATE SCHEMA large;
+CREATE FUNCTION large.init(args jsonb) RETURNS jsonb LANGUAGE sql AS $$
+    SELECT jsonb_build_object('done', 0, 'items', jsonb_agg(md5(i::text))) FROM generate_series(1, 150) i $$;
+CREATE FUNCTION large.handle_cast(m jsonb, state jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+    IF m ? 'look at' THEN
+        PERFORM dgen.state(m->>'look at');
+    END IF;
+    RETURN state || (m - 'look at');
+END $$;
+SELECT dgen.create_module('large');
+"""
+
+
+def test_states_written_within_an_activation(db, conn):
+    """What init makes is written since the handler looks at another server;
+    what comes behind is stored as patches to that."""
+    conn.execute(LARGE)
+    conn.execute("SELECT dgen.start('large/other')")
+    for i in range(20):
+        server = "large/%d" % i
+        with conn.transaction():
+            conn.execute("""SELECT dgen.cast(%s, '{"done": 1, "look at": "large/other"}')""", (server,))
+            for j in range(8):
+                conn.execute("SELECT dgen.cast(%s, %s::jsonb)", (server, json.dumps({"k%d" % j: j})))
+        wait_idle(conn)
+        wanted = value(conn, "SELECT dgen.state('large/other')")
+        wanted.update({"k%d" % j: j for j in range(8)}, done=1)
+        assert value(conn, "SELECT dgen.state(%s)", server) == wanted, server
