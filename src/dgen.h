@@ -1737,6 +1737,7 @@ extern Jsonb *dgen_json_null(void);
 extern Jsonb *dgen_jsonb_diff(Jsonb *base, Jsonb *new);	/* NULL: the same bytes */
 extern Jsonb *dgen_jsonb_merge(Jsonb *base, Jsonb *patch);
 extern Jsonb *dgen_jsonb_compose(Jsonb *first, Jsonb *second);
+extern Jsonb *dgen_jsonb_rebase(Jsonb *base, Jsonb *changed, Jsonb *now);
 
 /* ------------------------------------------------------------- waitpoint.c */
 extern void dgen_waitpoint_reach(const char *name);

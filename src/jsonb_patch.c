@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * jsonb_patch.c
- *	  Differences between jsonb documents, as jsonb: diff, merge, compose.
+ *	  Differences between jsonb documents, as jsonb: diff, merge, compose; and
+ *	  the changes of two sides in one document: rebase.
  *
  * A patch is a tree of nodes.  What a node says about one value:
  *
@@ -1400,6 +1401,62 @@ compose_node(JsonNode *first, JsonNode *second)
 		compose_array(first, second);
 }
 
+/* ------------------------------------------------------------------ rebase
+ *
+ * A patch says what becomes of the document that it was made for, whole or in
+ * part, and by places in arrays.  What two sides have made of one document is
+ * put together by names of members instead.
+ */
+
+/* The member of a key, asked for in the order of keys; NULL: there is none. */
+static JsonNode *
+side_find(Side *side, const JsonNode *key)
+{
+	while (side->more && key_compare(&side->key, key) < 0)
+		side_next(side);
+	return side->more && key_compare(&side->key, key) == 0 ? &side->value : NULL;
+}
+
+static bool
+same_member(const JsonNode *a, const JsonNode *b)
+{
+	return a == NULL || b == NULL ? a == b : node_equal(a, b);
+}
+
+/* base: no object, or NULL, where both sides have made one. */
+static Value
+rebase_object(JsonNode *base, JsonNode *changed, JsonNode *now, int depth)
+{
+	Build	   *build = build_new(true);
+	Side		before = {0};
+	MemberWalk	walk;
+
+	if (base != NULL && is_object(base))
+	{
+		side_begin(&before, base);
+		side_next(&before);
+	}
+	walk_begin(&walk, changed, now);
+	while (walk_next(&walk))
+	{
+		JsonNode   *old = side_find(&before, walk.key);
+		JsonNode   *mine = walk.a.here ? &walk.a.value : NULL;
+		JsonNode   *theirs = walk.b.here ? &walk.b.value : NULL;
+
+		if (same_member(old, mine))
+			mine = theirs;
+		else if (depth < MAX_DEPTH && mine != NULL && theirs != NULL &&
+				 is_object(mine) && is_object(theirs))
+		{
+			build_add(build, walk.key, rebase_object(old, mine, theirs, depth + 1));
+			continue;
+		}
+		if (mine != NULL)
+			build_add(build, walk.key, node_value(mine));
+	}
+	return build_value(build);
+}
+
 /* ------------------------------------------------------------- entry points
  *
  * Results are in the current memory context, and nothing else stays there.
@@ -1464,6 +1521,28 @@ dgen_jsonb_compose(Jsonb *first, Jsonb *second)
 		patch_kind(&second_node, &value) == PATCH_REMOVE)
 		malformed("Only members of objects can be removed by [].");
 	return work_end(compose_node(&first_node, &second_node), caller);
+}
+
+/*
+ * What somebody has made of base (changed), on top of what others have made of
+ * it meanwhile (now): each member of an object is as he left it if he changed
+ * it, and else as it is now.  Anything else, an array for example, is one
+ * value.  Returns now itself if he changed nothing.
+ */
+Jsonb *
+dgen_jsonb_rebase(Jsonb *base, Jsonb *changed, Jsonb *now)
+{
+	MemoryContext caller;
+	JsonNode	base_node = root_node(base);
+	JsonNode	changed_node = root_node(changed);
+	JsonNode	now_node = root_node(now);
+
+	if (node_equal(&base_node, &changed_node))
+		return now;
+	if (!is_object(&changed_node) || !is_object(&now_node))
+		return changed;
+	caller = work_begin();
+	return work_end(rebase_object(&base_node, &changed_node, &now_node, 0), caller);
 }
 
 PG_FUNCTION_INFO_V1(dgen_sql_jsonb_diff);

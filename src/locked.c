@@ -541,14 +541,12 @@ static Jsonb *
 merge_state(Work *w, DgenServer *server)
 {
 	Jsonb	   *result = result_of(w, DGEN_RESULT_STATE);
-	Jsonb	   *patch;
 
 	if (result == NULL)
 		return server->state;
 	if (server->version == w->version || server->state == NULL)
 		return result;
-	patch = dgen_jsonb_diff(w->state, result);
-	return patch == NULL ? server->state : dgen_jsonb_merge(server->state, patch);
+	return dgen_jsonb_rebase(w->state, result, server->state);
 }
 
 static void

@@ -16,7 +16,9 @@ BEGIN
   IF message ? 'do' THEN
     EXECUTE message ->> 'do';
   END IF;
-  state := state || jsonb_build_object('last', message - 'work');
+  IF NOT message ? 'keep' THEN
+    state := state || jsonb_build_object('last', message - 'work');
+  END IF;
 END $$;
 CREATE FUNCTION locked.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE plpgsql AS $$
 BEGIN
@@ -47,7 +49,7 @@ BEGIN
       EXECUTE step;
     END IF;
   END LOOP;
-  state := state || jsonb_build_object('done', message -> 'n') || coalesce(message -> 'add', '{}');
+  state := coalesce(message -> 'new', state || jsonb_build_object('done', message -> 'n') || coalesce(message -> 'add', '{}'));
   reply := jsonb_build_array(kind, dgen.self(), dgen.kind(), dgen.sender_role(), dgen.context());
 END $$;
 CREATE FUNCTION locked.note(note jsonb) RETURNS void LANGUAGE sql AS
@@ -100,6 +102,22 @@ SELECT pg_advisory_unlock(4721);
 SELECT dgen.wait_idle('locked/c');
 -- what it changed is merged into what there is now
 SELECT dgen.state('locked/c');
+-- member by member, however little is left of what it was given; an array is one value
+SELECT dgen.start('locked/c2') > 0, dgen.start('locked/c3') > 0;
+SELECT dgen.replace_state('locked/c2', '{"charging": true, "mine": [1, 2, 3], "theirs": [{"id": "x"}], "old": {"a": 1}, "in": {"a": 1, "b": [0], "c": {"d": 1}}}') > 0,
+  dgen.replace_state('locked/c3', '{"was": 1}') > 0;
+SELECT pg_advisory_lock(4721);
+SELECT dgen.cast('locked/c2', '{"work": ["SELECT pg_advisory_xact_lock(4721)"], "keep": true,
+    "new": {"charged": true, "mine": [1, 2, 4], "theirs": [{"id": "x"}], "old": {"a": 1}, "in": {"a": 2, "b": [0], "c": {"e": 1}}}}') > 0,
+  dgen.cast('locked/c3', '{"work": ["SELECT pg_advisory_xact_lock(4721)"], "keep": true, "new": {"is": 2, "both": {"m": 1}}}') > 0;
+SELECT pg_temp.until($$(SELECT count(*) = 2 FROM pg_locks WHERE locktype = 'advisory' AND objid = 4721 AND NOT granted)$$);
+SELECT dgen.send('locked/c2', '{"stop": true, "mine": [0, 1, 2, 3], "theirs": [{"id": "w"}, {"id": "x"}], "old": {"a": 2}, "in": {"a": 1, "b": [0, 1], "c": {"d": 1, "f": 1}}}', priority => 1) > 0,
+  dgen.send('locked/c3', '{"stop": true, "both": {"t": 1}}', priority => 1) > 0;
+SELECT pg_temp.until($$NOT EXISTS (SELECT FROM dgen.messages WHERE kind = 'info')$$);
+SELECT pg_advisory_unlock(4721);
+SELECT dgen.wait_idle('locked/c2'), dgen.wait_idle('locked/c3');
+SELECT dgen.state('locked/c2');
+SELECT dgen.state('locked/c3');
 
 --
 -- If it raises it is tried again, and then given up; what it has committed stays
