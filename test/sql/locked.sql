@@ -138,10 +138,20 @@ SELECT attempts, sqlstate, error ->> 'message' AS message FROM dgen.dead_letters
 SELECT dgen.state('locked/d');
 SELECT dgen.purge('locked');
 -- nor one that takes validate longer than handler_timeout to look at
-CREATE OR REPLACE FUNCTION locked.validate(state jsonb) RETURNS boolean LANGUAGE sql AS $$
-  SELECT CASE WHEN state ? 'slow' THEN pg_sleep(600) IS NULL ELSE NOT state ? 'bad' END $$;
+CREATE OR REPLACE FUNCTION locked.validate(state jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+  IF state ?| '{slow,traps}' THEN
+    PERFORM pg_sleep(600);
+  END IF;
+  RETURN NOT state ? 'bad';
+EXCEPTION WHEN query_canceled THEN
+  IF state ? 'traps' THEN
+    RETURN true;
+  END IF;
+  RAISE;
+END $$;
 SELECT dgen.alter_module('locked', handler_timeout => '300 ms', max_attempts => 1) -> 'created';
-SELECT dgen.cast('locked/d', '{"n": 10, "work": [], "add": {"slow": 1}}') > 0;
+SELECT dgen.cast('locked/d', '{"n": 10, "work": [], "add": {"slow": 1}}') > 0, dgen.cast('locked/d', '{"n": 10, "work": [], "add": {"traps": 1}}') > 0;
 SELECT dgen.wait_idle('locked/d', timeout => '20 s');
 SELECT attempts, sqlstate, error ->> 'message' AS message FROM dgen.dead_letters;
 SELECT dgen.alter_module('locked', handler_timeout => '30 s', max_attempts => 2) -> 'created';
