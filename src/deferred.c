@@ -452,19 +452,28 @@ dgen_kept_fail(const char *token, const DgenError *error)
 {
 	DgenCall   *call;
 
-	if (dgen_kept_begin(token, &call) == DGEN_KEPT_BEGUN)
-		dgen_kept_settle_error(call, error);
+	switch (dgen_kept_begin(token, &call))
+	{
+		case DGEN_KEPT_BEGUN:
+			dgen_kept_settle_error(call, error);
+			break;
+		case DGEN_KEPT_BUSY:
+			/* this transaction itself may have kept it a moment ago */
+			dgen_deferred_answer(token, NULL, error);
+			break;
+		case DGEN_KEPT_GONE:
+			break;
+	}
 }
 
 void
-dgen_kept_stopped(DgenCall *call)
+dgen_kept_stopped_error(const char *server, DgenError *err)
 {
-	DgenError	err = {ERRCODE_DGEN_STOPPED};
-
-	err.message = psprintf("server \"%s\" has stopped", call->data);
-	err.detail = pstrdup("It stopped while the call waited for it.");
-	err.hint = psprintf("Call again, or start it by dgen.start('%s').", call->data);
-	dgen_kept_settle_error(call, &err);
+	memset(err, 0, sizeof(DgenError));
+	err->sqlerrcode = ERRCODE_DGEN_STOPPED;
+	err->message = psprintf("server \"%s\" has stopped", server);
+	err->detail = pstrdup("It stopped while the call waited for it.");
+	err->hint = psprintf("Call again, or start it by dgen.start(%s).", quote_literal_cstr(server));
 }
 
 void

@@ -1427,9 +1427,10 @@ extern DgenKept dgen_kept_begin(const char *token, DgenCall **call);
 /* a reply makes it DONE, as does one that its handler has given; returns what it will be */
 extern DgenCallState dgen_kept_settle(DgenCall *call, DgenCallState then, Jsonb *reply);
 extern void dgen_kept_settle_error(DgenCall *call, const DgenError *error);
-extern void dgen_kept_stopped(DgenCall *call);	/* the same: its incarnation has ended */
-/* begins and settles; nothing if nobody waits */
+/* begins and settles, also what this transaction has kept; nothing if nobody waits */
 extern void dgen_kept_fail(const char *token, const DgenError *error);
+/* what its caller is told where its incarnation has ended */
+extern void dgen_kept_stopped_error(const char *server, DgenError *err);
 /* at once: its caller asked for it, and its handler's transaction has been rolled back */
 extern void dgen_kept_cancelled(const char *token);
 /* gives a call that runs a place; what it is when this transaction commits */

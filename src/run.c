@@ -409,7 +409,10 @@ begin_kept(Batch *b, BatchItem *item)
 	}
 	if (!server->active || item->msg->incarnation != server->incarnation)
 	{
-		dgen_kept_stopped(item->kept);
+		DgenError	err;
+
+		dgen_kept_stopped_error(server->address, &err);
+		answer_failure(b, item, &err);
 		return false;
 	}
 	dgen_worker_set_call(item->kept->id, item->kept->caller_pgprocno);

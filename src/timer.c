@@ -327,9 +327,10 @@ erase_mail(DgenServer *server)
 	ScanKeyData key;
 	DgenScan   *scan;
 	HeapTuple	tuple;
-	struct DgenCall *call;
+	DgenError	stopped;
 	bool		known;
 
+	dgen_kept_stopped_error(server->address, &stopped);
 	dgen_key_int8(&key, 1, server->hash, BTEqualStrategyNumber);
 	scan = dgen_scan_begin(table, DGEN_I_MESSAGE_MAILBOX, NULL, 1, &key);
 	while ((tuple = dgen_scan_next(scan)) != NULL)
@@ -346,8 +347,8 @@ erase_mail(DgenServer *server)
 			continue;
 		if (server->failing)
 			dgen_attempt_delete(msg.id);
-		if (msg.kind == DGEN_KIND_CALL && dgen_kept_begin(msg.token, &call) == DGEN_KEPT_BEGUN)
-			dgen_kept_stopped(call);
+		if (msg.kind == DGEN_KIND_CALL)
+			dgen_kept_fail(msg.token, &stopped);
 		dgen_length_add(server->hash, -1, &known);
 	}
 	dgen_scan_end(scan);

@@ -309,3 +309,35 @@ def test_kills(cluster, request):
             assert [n for n in passed if n in casts] == ns, "%s of %d" % (server, number)
         assert_nothing_left(conn)
         assert value(conn, "SELECT count(*) FROM dgen.postponed") == 0
+
+
+GUEST = """
+CREATE SCHEMA guest;
+CREATE FUNCTION guest.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb)
+LANGUAGE plpgsql AS $$ BEGIN PERFORM dgen.postpone(); END $$;
+CREATE FUNCTION guest.handle_cast(message jsonb, state jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+    IF message ? 'cancel' THEN
+        PERFORM dgen.cancel(id) FROM dgen.messages WHERE server = message->>'cancel';
+    ELSE
+        PERFORM dgen.exit('done');
+    END IF;
+    RETURN state;
+END $$;
+SELECT dgen.create_module('guest', on_stop => 'delete');
+"""
+
+
+def test_stopped_in_the_same_batch(db, conn):
+    """By a message behind it, of a server of which nothing stays; its caller is told at once."""
+    conn.execute(GUEST)
+    value(conn, "SELECT dgen.suspend('guest/a')")
+    caller = Caller(db, "guest/a", "1")
+    wait_for(lambda: value(conn, "SELECT count(*) FROM dgen.messages WHERE server = 'guest/a'") == 1)
+    value(conn, "SELECT dgen.cast('guest/a', '{}')")
+    value(conn, "SELECT dgen.resume('guest/a')")
+    wait_idle(conn)
+    began = time.monotonic()
+    assert caller.ended() == "OT008"
+    assert time.monotonic() - began < 5
+    assert value(conn, "SELECT count(*) FROM dgen.servers WHERE module = 'guest'") == 0
