@@ -36,3 +36,13 @@ SELECT pg_extension_config_dump('dgen.child', '');
 SELECT pg_extension_config_dump('dgen.audit', '');
 SELECT pg_extension_config_dump('dgen.module_id', '');
 SELECT pg_extension_config_dump('dgen.message_id', '');
+
+/*
+ * Looks at all that was made, so it comes last; writes dgen.installation.  Nobody needs it after
+ * this.
+ */
+CREATE FUNCTION dgen.installed() RETURNS void
+	LANGUAGE c VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'dgen_installed';
+SELECT dgen.installed();
+DROP FUNCTION dgen.installed();

@@ -14,10 +14,3 @@ CREATE FUNCTION dgen.is_armed() RETURNS boolean
 	AS 'MODULE_PATHNAME', 'dgen_is_armed';
 COMMENT ON FUNCTION dgen.is_armed() IS
 	'tells whether servers may run in this database: it is no copy of another, and a module was made in it';
-
-/* Writes dgen.installation; nobody needs it after this. */
-CREATE FUNCTION dgen.installed() RETURNS void
-	LANGUAGE c VOLATILE PARALLEL UNSAFE
-	AS 'MODULE_PATHNAME', 'dgen_installed';
-SELECT dgen.installed();
-DROP FUNCTION dgen.installed();

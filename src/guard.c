@@ -105,17 +105,22 @@ role_spec(Oid role)
 	return spec;
 }
 
-/* A List of RoleSpec: who has rights on a relation besides its owner. */
+/*
+ * A List of RoleSpec: who has rights on a relation besides its owner.  Of a
+ * view everybody has what the script gives, which is to read it.
+ */
 static List *
 grantees_of(Oid relid)
 {
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
 	List	   *grantees = NIL;
+	Form_pg_class form;
 	Datum		value;
 	bool		isnull;
 
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for relation %u", relid);
+	form = (Form_pg_class) GETSTRUCT(tuple);
 	value = SysCacheGetAttr(RELOID, tuple, Anum_pg_class_relacl, &isnull);
 	if (!isnull)
 	{
@@ -123,8 +128,11 @@ grantees_of(Oid relid)
 
 		for (int i = 0; i < ACL_NUM(acl); i++)
 		{
-			if (ACL_DAT(acl)[i].ai_grantee != ((Form_pg_class) GETSTRUCT(tuple))->relowner)
-				grantees = lappend(grantees, role_spec(ACL_DAT(acl)[i].ai_grantee));
+			Oid			grantee = ACL_DAT(acl)[i].ai_grantee;
+
+			if (grantee != form->relowner &&
+				(form->relkind != RELKIND_VIEW || grantee != ACL_ID_PUBLIC))
+				grantees = lappend(grantees, role_spec(grantee));
 		}
 	}
 	ReleaseSysCache(tuple);
@@ -133,7 +141,9 @@ grantees_of(Oid relid)
 
 /*
  * A table or a sequence of ours has been made.  It is nobody's, also where ALTER
- * DEFAULT PRIVILEGES has granted something on all that its owner makes.
+ * DEFAULT PRIVILEGES has granted something on all that its owner makes.  A view
+ * may be read by all, and nobody may have a trigger on it, which would run as
+ * whoever writes there.
  */
 void
 dgen_guard_revoke(Oid relid)
@@ -152,7 +162,7 @@ dgen_guard_revoke(Oid relid)
 	CommandCounterIncrement();
 }
 
-/* All tables and sequences in the schema. */
+/* All tables, views and sequences in the schema. */
 static void
 revoke_all(Oid schema)
 {
@@ -170,7 +180,8 @@ revoke_all(Oid schema)
 	{
 		Form_pg_class form = (Form_pg_class) GETSTRUCT(tuple);
 
-		if (form->relkind == RELKIND_RELATION || form->relkind == RELKIND_SEQUENCE)
+		if (form->relkind == RELKIND_RELATION || form->relkind == RELKIND_SEQUENCE ||
+			form->relkind == RELKIND_VIEW)
 			found = lappend_oid(found, form->oid);
 	}
 	systable_endscan(scan);
@@ -224,8 +235,8 @@ check_schema_rights(Oid schema)
 }
 
 /*
- * CREATE EXTENSION has made its tables: all that is in the schema must be the
- * extension's, and these nobody's.
+ * CREATE EXTENSION is about to end: all that is in the schema must be the
+ * extension's, and its tables nobody's.
  */
 void
 dgen_guard_check_schema(void)
