@@ -426,6 +426,7 @@ wait_on_lock(Outstanding *o, int64 remaining_ms)
 	ResourceOwner owner = CurrentResourceOwner;
 	volatile int save_timeout = LockTimeout;
 	volatile int save_deadlock = DeadlockTimeout;
+	volatile bool save_log = log_lock_waits;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(old);
@@ -440,6 +441,8 @@ wait_on_lock(Outstanding *o, int64 remaining_ms)
 		 * that the worker tries again and again.
 		 */
 		DeadlockTimeout = Min(save_deadlock, DEADLOCK_CHECK_MS);
+		/* it would tell each such look as a wait of its own, and be wrong of the time */
+		log_lock_waits = false;
 		if (vxid != 0)
 		{
 			VirtualTransactionId id;
@@ -452,6 +455,7 @@ wait_on_lock(Outstanding *o, int64 remaining_ms)
 			dgen_lease_wait(o->call->hash);
 		LockTimeout = save_timeout;
 		DeadlockTimeout = save_deadlock;
+		log_lock_waits = save_log;
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -461,6 +465,7 @@ wait_on_lock(Outstanding *o, int64 remaining_ms)
 
 		LockTimeout = save_timeout;
 		DeadlockTimeout = save_deadlock;
+		log_lock_waits = save_log;
 		/* this abort gives nothing up: an error that goes on has one of its own */
 		outstanding = NIL;
 		edata = dgen_subxact_abort(old, owner);

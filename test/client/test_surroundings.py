@@ -124,6 +124,22 @@ def test_timeouts_of_all(shop):
         assert_nothing_left(conn)
 
 
+def test_log_lock_waits(shop):
+    """It tells once of a handler that waits, and not each second of its caller."""
+    shop.configure(log_lock_waits="on", deadlock_timeout="100ms")
+    shop.restart()
+    with shop.connect(dbname="shop") as conn:
+        shop.log_mark()
+        with conn.transaction():
+            conn.execute("LOCK TABLE m.done")
+            with shop.connect(dbname="shop", user="app") as app:
+                with pytest.raises(psycopg.Error, match="timed out"):
+                    app.execute("SELECT dgen.call('m/1', '{}', timeout => '1 s')")
+        waits = [line for line in shop.log_since_mark().splitlines() if "still waiting" in line]
+        assert len(waits) == 1 and "RowExclusiveLock on relation" in waits[0], waits
+        works(shop)
+
+
 # ------------------------------------------------------------ other libraries
 
 @pytest.mark.parametrize("libraries", ("dgen,auto_explain,pg_stat_statements", "pg_stat_statements,auto_explain,dgen"))
