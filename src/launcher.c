@@ -328,7 +328,8 @@ allocate_slot(int poolno, uint32 *generation)
 	int			db;
 
 	LWLockAcquire(&dgen_shared->lock, LW_EXCLUSIVE);
-	db = pool->used ? find_database(pool->database) : DGEN_NONE;
+	/* it may have become another's since we looked */
+	db = pool->used && pool->kind != DGEN_POOL_EXTERNAL ? find_database(pool->database) : DGEN_NONE;
 	for (int i = 0; db != DGEN_NONE && i < dgen_shared->nslots; i++)
 	{
 		if (dgen_shared->slots[i].state == DGEN_WORKER_FREE)
