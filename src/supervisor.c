@@ -187,8 +187,11 @@ dgen_supervisor_is_crash(const char *server, const char *sqlstate)
 void
 dgen_restart_arm(DgenModule *module)
 {
-	if (dgen_is_worker() && !dgen_batch_active())
-		dgen_worker_arm(module->handler_timeout, false);
+	if (!dgen_is_worker() || dgen_batch_active())
+		return;
+	/* it may have been a timeout that led here */
+	dgen_worker_forget_interrupt();
+	dgen_worker_arm(module->handler_timeout, false);
 }
 
 /* to here. */

@@ -486,6 +486,24 @@ SELECT dgen.start('super4/b');
 INSERT INTO super4.slow VALUES ('b');
 SELECT pg_temp.error($$SELECT dgen.call('super4/b', 'null')$$);
 SELECT suspended_by, dgen.state(server) FROM dgen.servers WHERE server = 'super4/b';
+-- and a handler that ran too long is not taken for a callback of the mending that did
+CREATE FUNCTION super4.terminate(reason text, state jsonb) RETURNS void LANGUAGE sql AS $$
+  INSERT INTO super4.slow VALUES ('end of ' || dgen.self()) $$;
+CREATE OR REPLACE FUNCTION super4.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+  IF request = 'null' THEN
+    PERFORM pg_sleep(600);
+  END IF;
+  state := request;
+END $$;
+SELECT dgen.start('super4/c');
+SELECT pg_temp.error($$SELECT dgen.call('super4/c', 'null')$$);
+SELECT suspended_by, incarnation, dgen.state(server) FROM dgen.servers WHERE server = 'super4/c';
+SELECT key FROM super4.slow WHERE key ~ 'end of';
+SELECT dgen.alter_module('super4', on_crash_loop => 'rollback', history => '10') -> 'created';
+SELECT dgen.call('super4/d', '1'), dgen.call('super4/d', '2');
+SELECT pg_temp.error($$SELECT dgen.call('super4/d', 'null')$$);
+SELECT suspended_by, incarnation, dgen.state(server) FROM dgen.servers WHERE server = 'super4/d';
 
 RESET ROLE;
 SELECT dgen.drop_module('super', cascade => true), dgen.drop_module('super4', cascade => true);
