@@ -318,7 +318,7 @@ LANGUAGE plpgsql AS $$ BEGIN PERFORM dgen.postpone(); END $$;
 CREATE FUNCTION guest.handle_cast(message jsonb, state jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 BEGIN
     IF message ? 'cancel' THEN
-        PERFORM dgen.cancel(id) FROM dgen.messages WHERE server = message->>'cancel';
+        PERFORM dgen.cancel(m.id) FROM dgen.messages m WHERE m.server = handle_cast.message->>'cancel' AND m.status = 'postponed';
     ELSE
         PERFORM dgen.exit('done');
     END IF;
@@ -328,16 +328,20 @@ SELECT dgen.create_module('guest', on_stop => 'delete');
 """
 
 
-def test_stopped_in_the_same_batch(db, conn):
-    """By a message behind it, of a server of which nothing stays; its caller is told at once."""
-    conn.execute(GUEST)
-    value(conn, "SELECT dgen.suspend('guest/a')")
-    caller = Caller(db, "guest/a", "1")
-    wait_for(lambda: value(conn, "SELECT count(*) FROM dgen.messages WHERE server = 'guest/a'") == 1)
-    value(conn, "SELECT dgen.cast('guest/a', '{}')")
-    value(conn, "SELECT dgen.resume('guest/a')")
+@pytest.mark.parametrize("how, error", [("exit", "OT008"), ("cancel", "OT001")])
+def test_ended_in_the_same_batch(db, conn, how, error):
+    """By a message behind it: that of a server of which nothing stays, or the call
+    itself.  Its caller is told at once."""
+    server = "guest/" + how
+    if not value(conn, "SELECT count(*) FROM dgen.modules WHERE module = 'guest'"):
+        conn.execute(GUEST)
+    value(conn, "SELECT dgen.suspend(%s)", server)
+    caller = Caller(db, server, "1")
+    wait_for(lambda: value(conn, "SELECT count(*) FROM dgen.messages WHERE server = %s", server) == 1)
+    value(conn, "SELECT dgen.cast(%s, jsonb_build_object(%s::text, %s::text))", server, how, server)
+    value(conn, "SELECT dgen.resume(%s)", server)
     wait_idle(conn)
     began = time.monotonic()
-    assert caller.ended() == "OT008"
+    assert caller.ended() == error
     assert time.monotonic() - began < 5
-    assert value(conn, "SELECT count(*) FROM dgen.servers WHERE module = 'guest'") == 0
+    assert value(conn, "SELECT count(*) FROM dgen.servers WHERE server = %s AND stop_reason IS NOT NULL", server) == 0
