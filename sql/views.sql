@@ -347,7 +347,7 @@ CREATE VIEW dgen.pools AS
 	SELECT * FROM dgen.pool_info();
 COMMENT ON VIEW dgen.pools IS
 'queues of ready servers in this database, and the workers for them; for members of their owners, and of pg_read_all_stats';
-COMMENT ON COLUMN dgen.pools.owner IS 'role that owns the modules of these servers, and that the workers run as';
+COMMENT ON COLUMN dgen.pools.owner IS 'role that owns the modules of these servers, and that the workers run as; unknown (OID=...) for a moment where it was dropped';
 COMMENT ON COLUMN dgen.pools.kind IS 'handlers; long: what takes long, effects and handle_locked; or external: the work of one external module, which clients take';
 COMMENT ON COLUMN dgen.pools.module IS 'the external module; null for the other kinds';
 COMMENT ON COLUMN dgen.pools.ready IS 'servers that wait for a worker, or for a client';

@@ -46,7 +46,9 @@ refuse_calls(DgenTaken *taken)
 		taken->calls = call->next;
 		if (dgen_call_begin(call))
 		{
-			err.message = psprintf("module of server \"%s\" was dropped", call->data);
+			err.message = psprintf("owner of server \"%s\" was dropped", call->data);
+			err.detail = pstrdup("It did not happen: it waited for a worker of his, and the module is another's now, or gone.");
+			err.hint = pstrdup("Call again.");
 			dgen_call_put_error(call, &err);
 			dgen_call_finish(call);
 		}
