@@ -3,6 +3,7 @@ that crash the server or end their worker, faults of the environment, poison,
 full mailboxes, sizes, and too few workers."""
 
 import re
+import threading
 import time
 
 import psycopg
@@ -360,18 +361,30 @@ def test_suspended_between_tries(db, shared_cluster):
 
 
 def test_owner_is_dropped(db, shared_cluster):
-    """What was queued for a role that is dropped wants no worker any more."""
+    """What was queued for a role that is dropped wants no worker any more, and who waits is told."""
     db.execute("CREATE ROLE leaves LOGIN; CREATE SCHEMA m AUTHORIZATION leaves")
     db.execute("SET ROLE leaves")
     db.execute("CREATE FUNCTION m.handle_cast(message jsonb, state jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT state'")
+    db.execute("CREATE FUNCTION m.handle_call(request jsonb, INOUT state jsonb, OUT reply jsonb) LANGUAGE sql AS 'SELECT state, state'")
     db.execute("SELECT dgen.create_module('m')")
     db.execute("RESET ROLE; REVOKE CONNECT ON DATABASE postgres FROM PUBLIC")
     db.execute("SELECT dgen.cast('m/1', '1')")
     failing = "SELECT count(*) FROM dgen.pools WHERE ready > 0"
     wait_for(lambda: value(db, failing + " AND start_failures > 0"))
+    told = []
+
+    def call():
+        with shared_cluster.connect() as other, pytest.raises(psycopg.Error) as e:
+            other.execute("SELECT dgen.call('m/2', '1', '60 s')")
+        told.append(e.value)
+    caller = threading.Thread(target=call)
+    caller.start()
+    wait_for(lambda: value(db, "SELECT count(*) FROM dgen.messages WHERE kind = 'call'") == 1)
     db.execute("SELECT dgen.drop_module('m', true)")
     db.execute("DROP SCHEMA m CASCADE; DROP ROLE leaves; GRANT CONNECT ON DATABASE postgres TO PUBLIC")
     wait_for(lambda: value(db, failing) == 0, 40)
+    caller.join(10)
+    assert told[0].sqlstate == "OT004" and "owner of server \"m/2\" was dropped" in str(told[0]), told
 
 
 # ------------------------------------------------------------ places and lanes
