@@ -351,6 +351,7 @@ def test_decode(cluster, request):
         now = dict((server, (version, state)) for server, version, state in conn.execute(
             "SELECT server, version, dgen.state(server) FROM dgen.servers WHERE module = 'big box'"))
         assert seen == now
+        return sum(map(len, copy.patches.values()))
 
     with cluster.connect() as conn:
         conn.execute("SET client_min_messages = error")
@@ -363,8 +364,7 @@ def test_decode(cluster, request):
                 compare(conn, copy)
                 for _ in range(3):
                     work(conn, 40)
-                    compare(conn, copy)
-                patched += sum(map(len, copy.patches.values()))
+                    patched += compare(conn, copy)
             work(conn, 40)      # while nobody follows
         with cluster.connect() as own:
             copy = decode.Copy(own, "big box")

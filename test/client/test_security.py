@@ -378,7 +378,7 @@ def test_functions_tell_nothing_to_strangers(vault, request, user):
             UNION SELECT ref FROM dgen.monitor""")]
         assert len(ids) > 6
         before = contents(admin)
-        leaks = {}
+        leaks, passed = {}, set()
         s = Session(vault, user)
         for f in functions:
             pools = [candidates(f, i, ids, user == "rival") +
@@ -396,9 +396,11 @@ def test_functions_tell_nothing_to_strangers(vault, request, user):
                     s.conn.execute("BEGIN")
                     out, state = s.run(statement)
                     s.conn.execute("ROLLBACK")
-                # what he passed himself may come back, or be told of
-                if any(word not in statement for word in re.findall(r"%s\w*|%s\w*" % (SECRET, KEY), out)):
+                words = set(re.findall(r"%s\w*|%s\w*" % (SECRET, KEY), out))
+                # what he passed himself may come back, or be told of; from his own server also later
+                if any(word not in statement and not ("rival/a" in statement and word in passed) for word in words):
                     leaks.setdefault(f.signature, (statement, state, out))
+                passed.update(re.findall(r"%s\w*|%s\w*" % (SECRET, KEY), statement))
                 assert not (state or "").startswith("XX"), (statement, out)
         assert not leaks
         after = contents(admin)
