@@ -1044,6 +1044,7 @@ diff_elements(Alignment *al, uint32 first, int depth, OpWriter *ops)
 		Value		patch;
 		int64		found = align_element(al, at, n, in_step);
 
+		CHECK_FOR_INTERRUPTS();
 		in_step = found >= 0;
 		if (in_step)
 			at = found;
@@ -1299,6 +1300,18 @@ find_op(Op *ops, uint32 n, int64 to)
 	return low;
 }
 
+/*
+ * The second patch may copy all that the first one makes time and again: stop
+ * where that cannot be written anyway.  Padding is less than the JEntries that
+ * count with it, so what is counted is less than twice what will be there.
+ */
+static void
+check_size(Build *build)
+{
+	if (build->bytes > 2 * (uint64) JENTRY_OFFLENMASK)
+		too_large();
+}
+
 /* A copy of elements that the first patch makes, in terms of what it makes them from. */
 static void
 compose_copy(OpWriter *out, Op *made, uint32 nmade, int64 from, int64 n)
@@ -1308,6 +1321,8 @@ compose_copy(OpWriter *out, Op *made, uint32 nmade, int64 from, int64 n)
 		int64		skip;
 		int64		take;
 
+		CHECK_FOR_INTERRUPTS();
+		check_size(out->build);
 		if (i == nmade)
 			misfit("The array that the first patch makes is too short for the second.");
 		skip = from - made[i].to;

@@ -16,6 +16,7 @@ import json
 import os
 import random
 import tempfile
+import time
 
 import psycopg
 import pytest
@@ -344,3 +345,16 @@ def test_large(conn, name):
     assert doc > 1000000
     assert patch < 100
     assert diff + merge < jsonb_set
+
+
+def test_cancel(conn):
+    """A patch may ask for far more than its own size, and can be cancelled then."""
+    conn.execute("SET statement_timeout = '500 ms'")
+    try:
+        began = time.monotonic()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            conn.execute("""SELECT dgen.jsonb_compose((SELECT jsonb_agg(jsonb_build_array(i)) FROM generate_series(1, 100000) i),
+                                (SELECT jsonb_agg(CASE WHEN i % 2 = 0 THEN 100000 ELSE 0 END) FROM generate_series(1, 2000) i))""")
+        assert time.monotonic() - began < 5
+    finally:
+        conn.execute("RESET statement_timeout")
