@@ -726,6 +726,7 @@ extern bool dgen_ready_external(int32 module_id, TimestampTz now, TimestampTz *d
 /* gives one back: with the calls that are left, queued again if more or rung */
 extern void dgen_ready_give_back(int pool, DgenTaken *taken, bool more, TimestampTz park_until);
 extern void dgen_ready_forget(int pool);	/* its database is gone */
+extern void dgen_ready_queue_due(DgenPool *pool, TimestampTz now);	/* under the pool's lock */
 extern TimestampTz dgen_ready_unpark(int pool, TimestampTz now);	/* next park_until, or DT_NOEND */
 /* queues all parked servers of a module that was resumed */
 extern void dgen_ready_ring_module(Oid database, Oid owner, int32 module_id);

@@ -705,6 +705,13 @@ view_pool(int poolno, bool free_if_quiet)
 	PoolView   *view = &views[poolno];
 	int			db = find_database(pool->database);
 
+	/* its workers do that between two batches, and may be long at one */
+	if (pool->kind != DGEN_POOL_EXTERNAL)
+	{
+		dgen_ready_queue_due(pool, pass_time);
+		if (pool->park_due != DT_NOEND)
+			look_at(TimestampTzPlusMilliseconds(pool->park_due, HEAD_WAIT_MS));
+	}
 	view->database = db;
 	view->kind = pool->kind;
 	view->nworkers = pool->nworkers;

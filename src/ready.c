@@ -460,6 +460,21 @@ wake_worker(DgenPool *pool)
 	}
 }
 
+/*
+ * Have somebody see to it that what was parked is queued when it is due: a
+ * sleeper, who has to know how long it may sleep, or else the launcher, since
+ * those who work may do so for long.  Caller holds the pool's lock.
+ */
+static void
+watch_parked(DgenPool *pool)
+{
+	if (!wake_sleeper(pool) && pool->kind != DGEN_POOL_EXTERNAL && !pool->growth_asked)
+	{
+		pool->growth_asked = true;
+		dgen_wake_launcher();
+	}
+}
+
 /* Queue an entry unless it is queued or being served. */
 static void
 ring_entry(DgenPool *pool, int i)
@@ -798,9 +813,9 @@ dgen_ready_give_back(int poolno, DgenTaken *taken, bool more, TimestampTz park_u
 			 (entry->calls != InvalidDsaPointer || park_until != DT_NOEND))
 	{
 		park(pool, taken->entry, park_until);
-		/* a sleeper has to know how long it may sleep: this worker may leave */
+		/* this worker may leave, or take what keeps it */
 		if (park_until != DT_NOEND)
-			(void) wake_sleeper(pool);
+			watch_parked(pool);
 	}
 	else if (entry->calls != InvalidDsaPointer)
 	{
@@ -849,16 +864,12 @@ dgen_ready_forget(int poolno)
 	pool->used = false;
 }
 
-/* Queue what was parked until now; returns when the next one is due. */
-TimestampTz
-dgen_ready_unpark(int poolno, TimestampTz now)
+/* Queue what was parked until now.  Caller holds the pool's lock. */
+void
+dgen_ready_queue_due(DgenPool *pool, TimestampTz now)
 {
-	DgenPool   *pool = &dgen_shared->pools[poolno];
-	TimestampTz due;
-
 	if (pool->park_due > now)
-		return pool->park_due;
-	LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
+		return;
 	pool->park_due = DT_NOEND;
 	for (int i = pool->parked, next; i != DGEN_NONE; i = next)
 	{
@@ -871,6 +882,19 @@ dgen_ready_unpark(int poolno, TimestampTz now)
 		else
 			pool->park_due = Min(pool->park_due, ready->entries[i].park_until);
 	}
+}
+
+/* The same; returns when the next one is due. */
+TimestampTz
+dgen_ready_unpark(int poolno, TimestampTz now)
+{
+	DgenPool   *pool = &dgen_shared->pools[poolno];
+	TimestampTz due;
+
+	if (pool->park_due > now)
+		return pool->park_due;
+	LWLockAcquire(&pool->lock, LW_EXCLUSIVE);
+	dgen_ready_queue_due(pool, now);
 	due = pool->park_due;
 	unlock_pool(pool);
 	return due;

@@ -244,3 +244,32 @@ def test_callers_are_told(shared_cluster, how, told, state):
         assert value(conn, "SELECT dgen.call('asked/1', '\"get\"')") == state or how == "stop"
         conn.execute("SELECT dgen.drop_module('asked', true)")
         conn.execute("DROP SCHEMA asked CASCADE")
+
+
+def test_long_work_keeps_no_other(cluster):
+    """What is put off for a millisecond while the pool's only worker begins long work
+    gets a worker of its own, though another owner's sits idle in its place."""
+    cluster.psql("""
+        CREATE EXTENSION dgen;
+        CREATE ROLE one LOGIN; CREATE ROLE two LOGIN;
+        CREATE SCHEMA one AUTHORIZATION one; CREATE SCHEMA two AUTHORIZATION two;
+        SET ROLE one;
+        CREATE FUNCTION one.effect(args jsonb) RETURNS void LANGUAGE sql AS 'SELECT';
+        CREATE FUNCTION one.handle_cast(message jsonb, state jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+        BEGIN PERFORM dgen.after_commit('one.effect'); RETURN state; END $$;
+        SELECT dgen.create_module('one');
+        RESET ROLE; SET ROLE two;
+        CREATE FUNCTION two.handle_cast(message jsonb, INOUT state jsonb, OUT lock boolean) LANGUAGE sql AS 'SELECT state, true';
+        CREATE PROCEDURE two.handle_locked(kind text, message jsonb, INOUT state jsonb, INOUT reply jsonb)
+        LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock_shared(77); END';
+        SELECT dgen.create_module('two');""")
+    with cluster.connect() as conn:
+        for i in range(300):
+            for n in range(i % 4):
+                conn.execute("SELECT dgen.cast('one/%d', '1')" % n)
+            conn.execute("SELECT pg_advisory_lock(77)")
+            conn.execute("SELECT dgen.cast('two/1', '1'), dgen.cast('two/2', '1')")
+            wait_for(lambda: value(conn, "SELECT count(*) = 2 FROM pg_locks WHERE locktype = 'advisory' "
+                                         "AND objid = 77 AND NOT granted"), 20, interval=0.002)
+            conn.execute("SELECT pg_advisory_unlock(77)")
+            wait_idle(conn)
